@@ -1,0 +1,291 @@
+// The table of operations that the forward pass is written in, and the memory they work on.
+//
+// A Device is one such table: ref/ (scalar float32, the executable specification), cpu/ (one
+// function table per instruction set), later cuda/. kernels/ knows tensors and shapes and no model
+// names; runtime/forward/ calls this table and does not know which device answers.
+//
+// Rules that hold for every operation
+//  * Memory. Dev<T> points to device memory: only table calls may touch it. Plain pointers are host
+//    memory. A CPU device's memory happens to be host memory; a test device protects it between
+//    calls.
+//  * Activations are float32, row-major, with a row stride in elements. How an implementation
+//  rounds
+//    them inside an operation is its own business ("ref" never does, "avx512bf16" rounds the inputs
+//    of linear layers and the latents to BF16).
+//  * Batch invariance. Every output row depends on its own inputs only, and its bits are the same
+//    whatever other rows are in the call, wherever the row stands, and however many threads work.
+//    Masked keys, padding and other rows contribute nothing, not even a changed sign of zero.
+//  * Calls are made by one thread at a time and are complete when a later call reads their results
+//  or
+//    synchronize() returns. They never throw and never allocate: reserve() sized all scratch.
+//  * Shapes were checked when the model was loaded. Operations assert.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "runtime/base/status.h"
+
+namespace dsv3::kernels {
+
+// A pointer into device memory. It has no operator*: host code cannot touch what it points to by
+// accident. Implementations of the table unwrap it with get().
+template <class T>
+class Dev {
+ public:
+  constexpr Dev() = default;
+  constexpr explicit Dev(T* p) : p_(p) {}
+  template <class U>
+  requires std::is_convertible_v<U*, T*>
+  constexpr Dev(Dev<U> other) : p_(other.get()) {}  // NOLINT: T* converts, so does Dev<T>
+  constexpr T* get() const { return p_; }
+  constexpr explicit operator bool() const { return p_ != nullptr; }
+  // `count` elements (bytes for Dev<std::byte>) further on.
+  constexpr Dev operator+(size_t count) const { return Dev(p_ + count); }
+
+ private:
+  T* p_ = nullptr;
+};
+
+enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3 };
+constexpr size_t dtype_size(DType t) { return t == DType::kF32 ? 4 : t == DType::kF8E4M3 ? 1 : 2; }
+const char* dtype_name(DType t);  // "F32", "BF16", "F16", "F8_E4M3"
+
+enum class Layout : uint8_t {
+  kRowMajor = 0,  // [n][k]; embedding tables only
+  // [ceil(n/16)][ceil(k/2)][16][2]: 16 output rows and 2 inputs interleaved, padded with zeros. One
+  // 32-byte load of FP8 weights feeds one 512-bit BF16 dot product against a broadcast pair of
+  // inputs.
+  kTile16x2 = 1,
+};
+inline constexpr int kTileN = 16;
+inline constexpr int kTileK = 2;
+inline constexpr size_t kWeightAlign = 64;  // of Matrix::data
+
+// Bytes of the data of an [n, k] matrix. No overflow check: dimensions were checked before.
+size_t matrix_bytes(DType dtype, Layout layout, int64_t n, int64_t k);
+
+// The weight of a linear layer y = W x, W: [n, k] (n outputs, k inputs), or an embedding table (n
+// rows).
+struct Matrix {
+  DType dtype = DType::kF32;
+  Layout layout = Layout::kTile16x2;
+  int32_t n = 0;
+  int32_t k = 0;
+  Dev<const std::byte> data;
+  // FP8 only: W[i][j] = fp8[i][j] * scales[i / scale_n][j / scale_k],
+  // [ceil(n/scale_n), ceil(k/scale_k)] F32, row-major. scale_k is even. Usually 128 x 128; smaller
+  // where a matrix was cut out of a larger one (a head of kv_b_proj) off the block grid.
+  Dev<const float> scales;
+  int32_t scale_n = 128;
+  int32_t scale_k = 128;
+  bool empty() const { return n == 0; }
+};
+
+// y[r, 0..n) = W x[r, 0..k), or += with accumulate.
+struct LinearArgs {
+  Matrix w;
+  Dev<const float> x;  // [rows, k]
+  int64_t x_stride = 0;
+  Dev<float> y;  // [rows, n]
+  int64_t y_stride = 0;
+  int32_t rows = 0;
+  bool accumulate = false;
+};
+
+// Latent pages hold kLatentPageTokens consecutive positions of one layer. Their inner layout and
+// element type (F32 under ref, BF16 under fast kernels) belong to the device; a page of all zero
+// bytes holds zero latents.
+inline constexpr int kLatentPageTokens = 64;
+
+// Consecutive rows of a batch that belong to one sequence, at consecutive positions.
+struct SequenceRows {
+  int32_t row_begin = 0;
+  int32_t rows = 0;
+  int64_t first_position = 0;
+  // Host array; page i holds positions [64 i, 64 i + 64). Pages 0..last position of the rows / 64.
+  const Dev<std::byte>* pages = nullptr;
+};
+
+struct MlaShape {
+  int32_t heads = 0;
+  int32_t kv_lora_rank = 0;
+  int32_t qk_nope_head_dim = 0;
+  int32_t qk_rope_head_dim = 0;  // even
+  int32_t v_head_dim = 0;
+  int32_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
+  int32_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+};
+
+// For every row: rotates the last qk_rope_head_dim values of each head of q in place; stores at the
+// row's position the latent rms_norm(kv[0..kv_lora_rank)) * gamma and the rotated
+// kv[kv_lora_rank..). Pairs are interleaved: (2i, 2i+1) turns by the angle whose cosine and sine
+// are cos[row][i], sin[row][i].
+struct RopeAppendArgs {
+  MlaShape shape;
+  std::span<const SequenceRows> sequences;
+  size_t page_offset = 0;  // bytes from a page's start to this layer's part of it
+  Dev<float> q;            // [rows, heads, qk_nope_head_dim + qk_rope_head_dim], in place
+  Dev<const float> kv;     // [rows, kv_lora_rank + qk_rope_head_dim]
+  Dev<const float> gamma;  // [kv_lora_rank]
+  float eps = 1e-6f;
+  Dev<const float> cos;  // [rows, qk_rope_head_dim / 2]
+  Dev<const float> sin;  // [rows, qk_rope_head_dim / 2]
+};
+
+// Multi-head latent attention in latent space (DeepSeek-V2, arXiv 2405.04434, section 2.1, with
+// W_UK absorbed into the query and W_UV applied to the attended latent):
+//   ql[h]  = W_UK[h] q_nope[h]                                   [kv_lora_rank]
+//   s[p]   = softmax_scale * (ql[h] . latent[p] + q_rope[h] . k_rope[p])   p in [first_key,
+//   position] out[h] = W_UV[h] (sum_p softmax(s)[p] latent[p])             [v_head_dim]
+// Keys are split at fixed positions (multiples of the device's split) and combined in order.
+struct MlaAttentionArgs {
+  MlaShape shape;
+  std::span<const SequenceRows> sequences;
+  size_t page_offset = 0;
+  int64_t first_key = 0;  // 1 for the MTP module, whose slot 0 stays empty
+  float softmax_scale = 1;
+  Dev<const float> q;            // [rows, heads, qk_nope_head_dim + qk_rope_head_dim], rotated
+  std::span<const Matrix> w_uk;  // per head [kv_lora_rank, qk_nope_head_dim]
+  std::span<const Matrix> w_uv;  // per head [v_head_dim, kv_lora_rank]
+  Dev<float> out;                // [rows, heads, v_head_dim]
+};
+
+enum class Scoring : uint8_t { kSigmoid, kSoftmax };
+enum class GroupScore : uint8_t {
+  kNone,     // "greedy": no groups
+  kMax,      // "group_limited_greedy" (V2): a group counts by its best score
+  kTop2Sum,  // "noaux_tc" (V3): by the sum of its two best biased scores
+};
+
+// Scores = scoring(gate x) in float32. Choice: scores + bias, groups not among the topk_group best
+// are minus infinity, then the top_k best, best first; ties take the lower index. Weights: the
+// unbiased scores of the chosen, divided by (their sum + 1e-20) with normalise, times scaling.
+struct RouteArgs {
+  Matrix gate;            // [experts, hidden], BF16 or F32
+  Dev<const float> bias;  // [experts] or null
+  Scoring scoring = Scoring::kSigmoid;
+  GroupScore group_score = GroupScore::kNone;
+  int32_t groups = 1;
+  int32_t topk_group = 1;
+  int32_t top_k = 1;
+  bool normalise = false;
+  float scaling = 1;
+  Dev<const float> x;  // [rows, hidden]
+  int32_t rows = 0;
+  int32_t* expert_ids = nullptr;    // host [rows, top_k]; valid when the call returns
+  float* expert_weights = nullptr;  // host [rows, top_k]; valid when the call returns
+};
+
+// One feed-forward network: down(silu(gate x) * (up x)).
+struct FfnWeights {
+  Matrix gate;  // [width, hidden]
+  Matrix up;    // [width, hidden]
+  Matrix down;  // [hidden, width]
+};
+// The rows one expert works on. Token t's contribution stands in its slot (the expert's rank among
+// the token's choices; shared experts come after the routed ones).
+struct FfnGroup {
+  const FfnWeights* weights = nullptr;
+  const int32_t* tokens = nullptr;  // host [count]
+  const int32_t* slots = nullptr;   // host [count]
+  int32_t count = 0;
+};
+// y[t] += sum over the slots s that a group covers, in ascending order, of
+//         slot_weights[t, s] * group's network(x[t]).
+// The slots' sum is formed from zero and then added to y[t] once. A dense layer is one group with
+// one slot of weight 1. The groups may be a subset of a plan (the rest runs elsewhere).
+struct FfnArgs {
+  int32_t rows = 0;
+  int32_t hidden = 0;
+  int32_t slots = 1;
+  std::span<const FfnGroup> groups;
+  const float* slot_weights = nullptr;  // host [rows, slots]
+  Dev<const float> x;                   // [rows, hidden]
+  Dev<float> y;                         // [rows, hidden]
+};
+
+struct RowStats {
+  int32_t argmax = 0;  // the lowest index of the greatest value
+  float max = 0;       //
+  double sum_exp = 0;  // sum of exp(x - max)
+  bool finite = true;  // no NaN, no infinity in the row
+};
+
+// What reserve() sizes scratch for: the largest values any later call will have.
+struct Limits {
+  int32_t rows = 0;
+  int32_t hidden = 0;
+  int32_t linear_k = 0;        // largest k of any linear layer
+  int32_t linear_n = 0;        // largest n of any linear layer (the head included)
+  int32_t ffn_width = 0;       // largest width of one FfnGroup
+  int32_t ffn_slots = 0;       // largest FfnArgs::slots
+  int64_t ffn_slot_width = 0;  // largest sum over a token's slots of their widths
+  int32_t experts = 0;
+  MlaShape mla;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const char* name() const = 0;  // "ref", "portable", "avx2", "avx512bf16", ...
+  virtual int threads() const = 0;
+
+  // Memory. alloc returns null when there is none; memory is 4 KiB-aligned and zeroed.
+  virtual Dev<std::byte> alloc(size_t bytes) = 0;
+  virtual void free(Dev<std::byte> p) = 0;
+  virtual void upload(Dev<std::byte> dst, const void* src, size_t bytes) = 0;
+  virtual void download(void* dst, Dev<const std::byte> src, size_t bytes) = 0;
+  virtual void copy(Dev<std::byte> dst, Dev<const std::byte> src, size_t bytes) = 0;
+  virtual void zero(Dev<std::byte> dst, size_t bytes) = 0;
+  // Makes host weights (of a mapped or loaded file) readable by the device: the same memory on a
+  // CPU, a copy elsewhere; null when there is no memory. The host range must outlive the binding.
+  virtual Dev<const std::byte> bind(const void* host, size_t bytes) = 0;
+  virtual void unbind(Dev<const std::byte> p) = 0;
+
+  // Sizes scratch; called before the first operation and again for larger limits.
+  virtual Status reserve(const Limits& limits) = 0;
+  // Waits for all calls made so far. A device error is sticky and reported here.
+  virtual Status synchronize() = 0;
+
+  // Bytes of one latent page of one layer.
+  virtual size_t latent_page_bytes(const MlaShape& shape) const = 0;
+
+  // out[r] = table[ids[r]]; table [vocab, dim] in either layout, ids in host memory.
+  virtual void embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,
+                     int64_t out_stride) = 0;
+  // out[r][i] = x[r][i] / sqrt(mean(x[r]^2) + eps) * gamma[i]; x may be out when strides agree.
+  virtual void rms_norm(Dev<const float> x, int64_t x_stride, Dev<const float> gamma, float eps,
+                        int32_t rows, int32_t dim, Dev<float> out, int64_t out_stride) = 0;
+  // Independent linear layers in one call (usually over the same x); outputs must not overlap.
+  virtual void linear(std::span<const LinearArgs> layers) = 0;
+  virtual void rope_append(const RopeAppendArgs& args) = 0;
+  virtual void mla_attention(const MlaAttentionArgs& args) = 0;
+  virtual void route(const RouteArgs& args) = 0;
+  virtual void moe_ffn(const FfnArgs& args) = 0;
+  // y[i] += x[i]
+  virtual void add(Dev<float> y, Dev<const float> x, size_t count) = 0;
+  // out[i] = x[rows[i]]; rows in host memory.
+  virtual void gather_rows(Dev<const float> x, int64_t x_stride, std::span<const int32_t> rows,
+                           int32_t dim, Dev<float> out, int64_t out_stride) = 0;
+  // stats[r] of logits[r, 0..vocab); stats in host memory, valid when the call returns.
+  virtual void reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
+                             RowStats* stats) = 0;
+};
+
+struct DeviceOptions {
+  std::string kernels;  // "" chooses the best this machine runs; else a name of kernel_sets()
+  int threads = 0;      // 0: the CPUs this process may use
+  bool pin_threads = false;
+};
+// Names of the kernel sets that this machine can run, best first; "ref" is always the last.
+std::vector<std::string> kernel_sets();
+// An unknown name, or one this machine cannot run, is kUnsupported and says which ones it can.
+Result<std::unique_ptr<Device>> make_device(const DeviceOptions& options);
+
+}  // namespace dsv3::kernels

@@ -1,0 +1,27 @@
+// Reading JSON that comes from outside: bounded depth, no duplicate keys, no lone surrogates, no
+// numbers that do not fit, errors that name the file. The parser (nlohmann-json) is not recursive,
+// and neither is this: 100,000 nested brackets are refused on any stack.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "runtime/base/status.h"
+
+namespace dsv3 {
+
+using Json = nlohmann::ordered_json;
+
+struct JsonLimits {
+  int max_depth = 64;
+  size_t max_bytes = size_t{1} << 30;
+};
+
+// Parses `text`; `where` (a file's name) opens every message.
+Result<Json> parse_json(std::string_view text, const std::string& where, JsonLimits limits = {});
+// Reads and parses a file.
+Result<Json> read_json(const std::string& path, JsonLimits limits = {});
+
+}  // namespace dsv3
