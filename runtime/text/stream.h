@@ -1,0 +1,79 @@
+// From tokens to what a caller sees: whole UTF-8 characters only, stop strings held back while they
+// may still match, reasoning told apart from the answer.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/text/tokenizer.h"
+
+namespace dsv3 {
+
+// Turns a stream of bytes into complete UTF-8 characters. Bytes that can never become valid turn into
+// U+FFFD (one per maximal invalid part).
+class Utf8Stream {
+ public:
+  // Appends what is complete after `bytes` to *out.
+  void push(std::string_view bytes, std::string* out);
+  // Ends the stream: an unfinished character becomes U+FFFD.
+  void finish(std::string* out);
+
+ private:
+  std::string pending_;
+};
+
+// Searches a stream of text for any of several stop strings, holding back only what may still become
+// one. Linear time whatever the strings.
+class StopMatcher {
+ public:
+  explicit StopMatcher(std::vector<std::string> stops);  // empty strings are ignored
+  // Appends text that is certainly not part of a stop string to *out; true when one matched (the
+  // earliest to end; of those the longest); nothing after it, nor it itself, is emitted.
+  bool push(std::string_view text, std::string* out);
+  // Emits what was held back.
+  void finish(std::string* out);
+  const std::string& matched() const { return matched_; }
+
+ private:
+  struct Node {
+    int32_t next[256];
+    int32_t fail;
+    int32_t match;  // index of the longest stop string that ends here, or -1
+    int32_t depth;
+  };
+  std::vector<std::string> stops_;
+  std::vector<Node> nodes_;
+  int32_t state_ = 0;
+  std::string held_;
+  std::string matched_;
+};
+
+enum class SegmentKind : uint8_t { kAnswer, kReasoning };
+struct Segment {
+  SegmentKind kind;
+  std::string text;
+};
+
+// The decoder of one request: tokens in, segments out. Special tokens produce no text; <think> and
+// </think> switch the segment kind. Stop strings are looked for in the answer only.
+class StreamDecoder {
+ public:
+  StreamDecoder(const Tokenizer* tokenizer, std::vector<std::string> stops, bool in_reasoning);
+  ~StreamDecoder();
+  StreamDecoder(StreamDecoder&&) noexcept;
+  // Appends finished pieces to *out (adjacent pieces of one kind are merged); true when a stop string
+  // matched and the request is over.
+  bool push(int32_t token, std::vector<Segment>* out);
+  void finish(std::vector<Segment>* out);
+  bool in_reasoning() const;
+  const std::string& matched_stop() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace dsv3
