@@ -23,9 +23,9 @@ enum class ChatTemplate : uint8_t {
 };
 const char* chat_template_name(ChatTemplate t);  // "none", "deepseek-v2", ...
 
-// Which template a checkpoint carries: recognised by what its chat_template (tokenizer_config.json or
-// chat_template.jinja) contains. kNone when it carries none; kUnsupported (by name of what was found)
-// when it carries one that is not of the family.
+// Which template a checkpoint carries: recognised by what its chat_template (tokenizer_config.json
+// or chat_template.jinja) contains. kNone when it carries none; kUnsupported (by name of what was
+// found) when it carries one that is not of the family.
 Result<ChatTemplate> detect_chat_template(const std::string& checkpoint_dir);
 
 struct ToolCall {
@@ -55,12 +55,12 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
 // Appends the tokens of a rendered conversation.
 Status encode_chat(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces,
                    std::vector<int32_t>* out);
-// Whether an answer to this prompt begins inside a reasoning block (the generation prompt ended in an
-// open <think>), or may open one itself.
+// Whether an answer to this prompt begins inside a reasoning block (the generation prompt ended in
+// an open <think>), or may open one itself.
 bool starts_in_reasoning(ChatTemplate t, const ChatOptions& options);
 
-// <｜fim▁begin｜>prefix<｜fim▁hole｜>suffix<｜fim▁end｜>, with begin-of-sentence first where the tokenizer
-// adds one. kUnsupported when the vocabulary lacks the tokens.
+// <｜fim▁begin｜>prefix<｜fim▁hole｜>suffix<｜fim▁end｜>, with begin-of-sentence first where the
+// tokenizer adds one. kUnsupported when the vocabulary lacks the tokens.
 Status encode_fim(const Tokenizer& tokenizer, std::string_view prefix, std::string_view suffix,
                   std::vector<int32_t>* out);
 

@@ -12,8 +12,8 @@
 
 namespace dsv3 {
 
-// Turns a stream of bytes into complete UTF-8 characters. Bytes that can never become valid turn into
-// U+FFFD (one per maximal invalid part).
+// Turns a stream of bytes into complete UTF-8 characters. Bytes that can never become valid turn
+// into U+FFFD (one per maximal invalid part).
 class Utf8Stream {
  public:
   // Appends what is complete after `bytes` to *out.
@@ -25,8 +25,8 @@ class Utf8Stream {
   std::string pending_;
 };
 
-// Searches a stream of text for any of several stop strings, holding back only what may still become
-// one. Linear time whatever the strings.
+// Searches a stream of text for any of several stop strings, holding back only what may still
+// become one. Linear time whatever the strings.
 class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops);  // empty strings are ignored
@@ -64,8 +64,8 @@ class StreamDecoder {
   StreamDecoder(const Tokenizer* tokenizer, std::vector<std::string> stops, bool in_reasoning);
   ~StreamDecoder();
   StreamDecoder(StreamDecoder&&) noexcept;
-  // Appends finished pieces to *out (adjacent pieces of one kind are merged); true when a stop string
-  // matched and the request is over.
+  // Appends finished pieces to *out (adjacent pieces of one kind are merged); true when a stop
+  // string matched and the request is over.
   bool push(int32_t token, std::vector<Segment>* out);
   void finish(std::vector<Segment>* out);
   bool in_reasoning() const;
