@@ -1,0 +1,444 @@
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cfenv>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include "runtime/base/os.h"
+
+namespace dsv3 {
+namespace {
+
+std::string system_text(int error) {
+  char buffer[128];
+  return strerror_r(error, buffer, sizeof buffer);  // GNU's, which may ignore the buffer
+}
+
+Status io_error(const std::string& path, const char* action, int error) {
+  const Code code = error == ENOENT   ? Code::kNotFound
+                    : error == ENOMEM ? Code::kOutOfMemory
+                                      : Code::kIo;
+  return make_error(code, "%s: cannot %s: %s", path.c_str(), action, system_text(error).c_str());
+}
+
+FileIdentity identity_of(const struct stat& st) {
+  FileIdentity id;
+  id.device = st.st_dev;
+  id.inode = st.st_ino;
+  id.size = static_cast<uint64_t>(st.st_size);
+  id.mtime_ns = st.st_mtim.tv_sec * int64_t{1000000000} + st.st_mtim.tv_nsec;
+  id.ctime_ns = st.st_ctim.tv_sec * int64_t{1000000000} + st.st_ctim.tv_nsec;
+  return id;
+}
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a FIFO";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "not a regular file";
+}
+
+std::string parent_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+bool has_nul(const std::string& path) { return path.find('\0') != std::string::npos; }
+
+}  // namespace
+
+// --- File
+
+Result<File> File::open(const std::string& path) {
+  if (path.empty() || has_nul(path)) {
+    return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
+  }
+  // O_NONBLOCK: opening a FIFO must not wait for a writer.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (fd < 0) return io_error(path, "open", errno);
+  File file;
+  file.fd_ = fd;
+  file.path_ = path;
+  struct stat st;
+  if (fstat(fd, &st) != 0) return io_error(path, "examine", errno);
+  if (!S_ISREG(st.st_mode)) {
+    return make_error(Code::kInvalidArgument, "%s: is %s, expected a regular file", path.c_str(),
+                      kind_of(st.st_mode));
+  }
+  file.identity_ = identity_of(st);
+  return file;
+}
+
+File::File(File&& o) noexcept
+    : fd_(std::exchange(o.fd_, -1)), path_(std::move(o.path_)), identity_(o.identity_) {}
+
+File& File::operator=(File&& o) noexcept {
+  std::swap(fd_, o.fd_);
+  std::swap(path_, o.path_);
+  std::swap(identity_, o.identity_);
+  return *this;
+}
+
+File::~File() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Status File::read_at(uint64_t offset, void* dst, size_t size) const {
+  auto* out = static_cast<uint8_t*>(dst);
+  while (size > 0) {
+    const ssize_t n =
+        ::pread(fd_, out, std::min<size_t>(size, 1u << 30), static_cast<off_t>(offset));
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return io_error(path_, "read", errno);
+    }
+    if (n == 0) {
+      return make_error(Code::kCorrupt, "%s: ends at byte %llu, expected %zu bytes more",
+                        path_.c_str(), static_cast<unsigned long long>(offset), size);
+    }
+    out += n;
+    offset += static_cast<uint64_t>(n);
+    size -= static_cast<size_t>(n);
+  }
+  return {};
+}
+
+void File::will_need(uint64_t offset, uint64_t size) const {
+  posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
+}
+
+void File::dont_need(uint64_t offset, uint64_t size) const {
+  posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+}
+
+Result<FileIdentity> File::current_identity() const {
+  struct stat st;
+  if (fstat(fd_, &st) != 0) return io_error(path_, "examine", errno);
+  return identity_of(st);
+}
+
+// --- Mapping
+
+Result<Mapping> Mapping::map(const File& file) {
+  Mapping m;
+  m.size_ = file.size();
+  if (m.size_ == 0) return m;
+  void* p = ::mmap(nullptr, m.size_, PROT_READ, MAP_SHARED, file.fd_, 0);
+  if (p == MAP_FAILED) return io_error(file.path(), "map", errno);
+  m.data_ = static_cast<const uint8_t*>(p);
+  return m;
+}
+
+Mapping::Mapping(Mapping&& o) noexcept
+    : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}
+
+Mapping& Mapping::operator=(Mapping&& o) noexcept {
+  std::swap(data_, o.data_);
+  std::swap(size_, o.size_);
+  return *this;
+}
+
+Mapping::~Mapping() {
+  if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), size_);
+}
+
+// --- AtomicFile
+
+Result<AtomicFile> AtomicFile::create(const std::string& path, uint32_t mode) {
+  if (path.empty() || has_nul(path)) {
+    return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
+  }
+  AtomicFile file;
+  file.path_ = path;
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    file.temporary_ = path + format(".tmp-%d-%d", static_cast<int>(getpid()), attempt);
+    file.fd_ =
+        ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+    if (file.fd_ >= 0) return file;
+    if (errno != EEXIST) break;
+  }
+  const int error = errno;
+  file.temporary_.clear();
+  return io_error(path, "create a temporary file beside it", error);
+}
+
+AtomicFile::AtomicFile(AtomicFile&& o) noexcept
+    : fd_(std::exchange(o.fd_, -1)),
+      path_(std::move(o.path_)),
+      temporary_(std::exchange(o.temporary_, {})) {}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ >= 0) ::close(fd_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+Status AtomicFile::write_at(uint64_t offset, const void* src, size_t size) {
+  const auto* in = static_cast<const uint8_t*>(src);
+  while (size > 0) {
+    const ssize_t n =
+        ::pwrite(fd_, in, std::min<size_t>(size, 1u << 30), static_cast<off_t>(offset));
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return io_error(path_, "write", errno);
+    }
+    in += n;
+    offset += static_cast<uint64_t>(n);
+    size -= static_cast<size_t>(n);
+  }
+  return {};
+}
+
+void AtomicFile::flush_range(uint64_t offset, uint64_t size) {
+  sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size),
+                  SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+}
+
+Status AtomicFile::commit() {
+  if (::fsync(fd_) != 0) return io_error(path_, "sync", errno);
+  if (::close(std::exchange(fd_, -1)) != 0) return io_error(path_, "close", errno);
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    return io_error(path_, "rename the finished file to it", errno);
+  }
+  temporary_.clear();
+  const int dir = ::open(parent_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (dir >= 0) {
+    ::fsync(dir);  // some file systems refuse to sync a directory; the rename itself has succeeded
+    ::close(dir);
+  }
+  return {};
+}
+
+// --- small things
+
+Result<std::string> read_file(const std::string& path, uint64_t max_bytes) {
+  DSV3_ASSIGN(const File file, File::open(path));
+  if (file.size() > max_bytes) {
+    return make_error(Code::kCorrupt, "%s: has %llu bytes, expected at most %llu", path.c_str(),
+                      static_cast<unsigned long long>(file.size()),
+                      static_cast<unsigned long long>(max_bytes));
+  }
+  std::string text(file.size(), '\0');
+  DSV3_TRY(file.read_at(0, text.data(), text.size()));
+  return text;
+}
+
+Result<std::vector<std::string>> list_directory(const std::string& path) {
+  DIR* dir = ::opendir(path.c_str());
+  if (dir == nullptr) return io_error(path, "list", errno);
+  std::vector<std::string> names;
+  while (const dirent* entry = ::readdir(dir)) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  ::closedir(dir);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool file_exists(const std::string& path) {
+  struct stat st;
+  return ::stat(path.c_str(), &st) == 0;
+}
+
+std::string join_path(const std::string& dir, const std::string& name) {
+  if (dir.empty() || dir.back() == '/') return dir + name;
+  return dir + "/" + name;
+}
+
+int64_t monotonic_ns() {
+  timespec ts;
+  clock_gettime(CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec * int64_t{1000000000} + ts.tv_nsec;
+}
+
+uint64_t process_id() { return static_cast<uint64_t>(getpid()); }
+
+namespace {
+
+// The first line of a file of /sys or /proc; empty when there is none.
+std::string first_line(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+// The cgroup folder of this process (version 2), or the root's.
+std::string cgroup_folder() {
+  std::ifstream in("/proc/self/cgroup");
+  std::string line;
+  while (std::getline(in, line)) {
+    if (line.rfind("0::", 0) == 0) return "/sys/fs/cgroup" + line.substr(3);
+  }
+  return "/sys/fs/cgroup";
+}
+
+// The smallest limit of this cgroup and its parents, as `read` understands a folder; 0: none.
+template <class Read>
+double cgroup_limit(Read read) {
+  double least = 0;
+  std::string folder = cgroup_folder();
+  while (folder.size() >= std::string("/sys/fs/cgroup").size()) {
+    const double limit = read(folder);
+    if (limit > 0 && (least == 0 || limit < least)) least = limit;
+    const size_t slash = folder.rfind('/');
+    if (slash == std::string::npos || slash == 0) break;
+    folder.resize(slash);
+  }
+  return least;
+}
+
+}  // namespace
+
+int available_cpus() {
+  int cpus = 1;
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = std::max(1, CPU_COUNT(&set));
+  const double quota = cgroup_limit([](const std::string& folder) {
+    double max = 0, period = 0;
+    const std::string line = first_line(folder + "/cpu.max");
+    if (std::sscanf(line.c_str(), "%lf %lf", &max, &period) == 2 && period > 0) {
+      return max / period;
+    }
+    const double v1 = std::atof(first_line(folder + "/cpu/cpu.cfs_quota_us").c_str());
+    const double v1_period = std::atof(first_line(folder + "/cpu/cpu.cfs_period_us").c_str());
+    return v1 > 0 && v1_period > 0 ? v1 / v1_period : 0.0;
+  });
+  if (quota > 0) cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(quota))));
+  return cpus;
+}
+
+uint64_t total_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  const long page = sysconf(_SC_PAGESIZE);
+  double total = pages > 0 && page > 0 ? static_cast<double>(pages) * static_cast<double>(page) : 0;
+  const double limit = cgroup_limit([](const std::string& folder) {
+    return std::atof(first_line(folder + "/memory.max").c_str());
+  });
+  if (limit > 0 && (total == 0 || limit < total)) total = limit;
+  return static_cast<uint64_t>(total);
+}
+
+uint64_t resident_anonymous_bytes() {
+  std::ifstream in("/proc/self/status");
+  std::string line;
+  while (std::getline(in, line)) {
+    unsigned long long kib = 0;
+    if (std::sscanf(line.c_str(), "RssAnon: %llu kB", &kib) == 1) return kib * 1024;
+  }
+  return 0;
+}
+
+// --- Thread
+
+struct Thread::Impl {
+  pthread_t handle;
+  char name[16];
+  void (*body)(void*);
+  void* arg;
+
+  static void* run(void* self) {
+    auto* impl = static_cast<Impl*>(self);
+    pthread_setname_np(pthread_self(), impl->name);
+    std::fesetenv(FE_DFL_ENV);  // the host may have set flush-to-zero or another rounding
+    impl->body(impl->arg);
+    return nullptr;
+  }
+};
+
+Result<Thread> Thread::start(const char* name, void (*body)(void*), void* arg) {
+  Thread thread;
+  thread.impl_ = std::make_unique<Impl>();
+  std::snprintf(thread.impl_->name, sizeof thread.impl_->name, "%s", name);
+  thread.impl_->body = body;
+  thread.impl_->arg = arg;
+  // Threads inherit the mask: block everything around the creation, so that no signal of the host
+  // is ever delivered to one of ours.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const int error = pthread_create(&thread.impl_->handle, nullptr, Impl::run, thread.impl_.get());
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (error != 0) {
+    thread.impl_.reset();
+    return make_error(Code::kOutOfMemory, "cannot start thread %s: %s", name,
+                      system_text(error).c_str());
+  }
+  return thread;
+}
+
+Thread::Thread(Thread&& o) noexcept : impl_(std::move(o.impl_)) {}
+
+Thread& Thread::operator=(Thread&& o) noexcept {
+  std::swap(impl_, o.impl_);
+  return *this;
+}
+
+Thread::~Thread() { join(); }
+
+void Thread::join() {
+  if (impl_ == nullptr) return;
+  pthread_join(impl_->handle, nullptr);
+  impl_.reset();
+}
+
+void pin_this_thread(int index) {
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return;
+  const int count = CPU_COUNT(&mask);
+  if (count <= 0) return;
+  int wanted = index % count;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &mask) || wanted-- != 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+    return;
+  }
+}
+
+// --- WaitDescriptor
+
+Result<WaitDescriptor> WaitDescriptor::create() {
+  WaitDescriptor d;
+  d.fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (d.fd_ < 0) return io_error("eventfd", "create", errno);
+  return d;
+}
+
+WaitDescriptor::WaitDescriptor(WaitDescriptor&& o) noexcept : fd_(std::exchange(o.fd_, -1)) {}
+
+WaitDescriptor::~WaitDescriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void WaitDescriptor::set() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = ::write(fd_, &one, sizeof one);
+}
+
+void WaitDescriptor::clear() {
+  uint64_t value = 0;
+  [[maybe_unused]] const ssize_t n = ::read(fd_, &value, sizeof value);
+}
+
+}  // namespace dsv3
