@@ -27,6 +27,8 @@ enum class Code : int32_t {
   kFileChanged = 12,  // a mapped model file was changed after it was opened
   kTimeout = 13,      // nothing happened within the given time
   kInternal = 14,     // a bug of the library
+  kBufferTooSmall = 15,
+  kForked = 16,  // a handle made before fork() was used in the child
 };
 
 class [[nodiscard]] Status {

@@ -1,0 +1,568 @@
+/* dsv3.h: the one public header of libdsv3, an embeddable inference runtime for models of the
+ * DeepSeek-V3 family (V2-Lite, Coder-V2, V3, V3.1, R1 and others of the same architecture).
+ *
+ * The shortest use: dsv3_model_open, dsv3_context_create, dsv3_complete, three frees; see
+ * examples/c/complete.c. The nouns, from simple to advanced:
+ *
+ *   dsv3_model     an opened .dsv3 file: config, tokenizer, weights          (immutable, shareable)
+ *   dsv3_context   an engine over one model: threads, memory budget, kernels (any thread)
+ *   dsv3_session   a token sequence and its cached latents                   (one thread at a time)
+ *   dsv3_request   a generation in progress on a session                     (one thread at a time)
+ *   dsv3_cancel    a token that cancels what it was given to                 (any thread, any time)
+ *   dsv3_error     why a call failed                                         (owned by its receiver)
+ *
+ * Rules that hold for every function
+ *   Ownership   Handles are reference-counted inside: a child keeps its parent alive, so handles may
+ *               be freed in any order and on any thread. Every ..._free accepts NULL. There is no
+ *               global set-up or shutdown.
+ *   Errors      A fallible function returns a dsv3_status and takes a last `dsv3_error **error`,
+ *               which may be NULL. On failure *error (if given) receives an error to be freed with
+ *               dsv3_error_free, and no other output is touched unless the comment says so; on
+ *               success *error is set to NULL. Nothing is printed, no exception, signal or abort
+ *               leaves the library, and running out of memory fails that one call.
+ *   Threads     Arguments of type `const T *` may be used by several threads at once, `T *` by one at
+ *               a time, unless the comment says more. dsv3_context and dsv3_cancel may be used by any
+ *               number of threads.
+ *   Structs     Begin with `uint32_t struct_size`. Call the struct's init function (it writes
+ *               defaults and struct_size), change fields, pass the pointer. A larger struct of a newer
+ *               header is accepted as long as the part this library does not know is zero. Arrays of
+ *               structs carry a stride in bytes (0: the struct's own size in this library).
+ *   Text        UTF-8. Lengths are in bytes; DSV3_NUL_TERMINATED as a length means: up to the NUL.
+ *               Text given by a user is never read as special tokens unless a flag says so.
+ *   Buffers     Functions that fill a caller's buffer take its capacity and report the needed size
+ *               (without a terminating NUL, which is written too if there is room). capacity 0 asks
+ *               for the size alone; a short buffer is DSV3_E_BUFFER_TOO_SMALL, with the needed size
+ *               reported and nothing written.
+ *   Fork        Handles made before a fork() must not be used in the child: calls that need a thread
+ *               of the context return DSV3_E_FORKED there.
+ */
+#ifndef DSV3_H
+#define DSV3_H
+
+#include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define DSV3_API __declspec(dllimport)
+#else
+#define DSV3_API __attribute__((visibility("default")))
+#endif
+
+#define DSV3_VERSION_MAJOR 0
+#define DSV3_VERSION_MINOR 1
+#define DSV3_VERSION_PATCH 0
+#define DSV3_NUL_TERMINATED UINT64_MAX
+
+/* ---------------------------------------------------------------------------------------- version */
+
+/* The library's version, major * 10000 + minor * 100 + patch. */
+DSV3_API uint32_t dsv3_version(void);
+/* The same as text, "0.1.0". Static. */
+DSV3_API const char *dsv3_version_string(void);
+
+/* ------------------------------------------------------------------------------- status and error */
+
+typedef int32_t dsv3_status;
+
+#define DSV3_OK 0
+#define DSV3_E_INVALID_ARGUMENT 1  /* the caller's argument is wrong; the error names the field */
+#define DSV3_E_NOT_FOUND 2         /* no such file, tensor or token */
+#define DSV3_E_IO 3                /* the operating system said no */
+#define DSV3_E_CORRUPT 4           /* a file does not hold what its format promises */
+#define DSV3_E_UNSUPPORTED 5       /* well-formed, but this build cannot do it */
+#define DSV3_E_OUT_OF_MEMORY 6     /* of this one call; the library goes on */
+#define DSV3_E_CAPACITY 7          /* a budget (cache, context length) is exhausted; maybe retryable */
+#define DSV3_E_BUSY 8              /* a request runs on this session */
+#define DSV3_E_CANCELLED 9
+#define DSV3_E_DEADLINE 10
+#define DSV3_E_NUMERIC 11          /* NaN or infinity in the logits */
+#define DSV3_E_FILE_CHANGED 12     /* the mapped model file was changed after it was opened */
+#define DSV3_E_TIMEOUT 13          /* nothing happened within the given time */
+#define DSV3_E_INTERNAL 14         /* a bug of the library: please report it */
+#define DSV3_E_BUFFER_TOO_SMALL 15
+#define DSV3_E_FORKED 16           /* the handle was made before fork() */
+
+/* "DSV3_E_CORRUPT" for 4, and so on; "unknown" for others. Static. */
+DSV3_API const char *dsv3_status_name(dsv3_status status);
+
+typedef struct dsv3_error dsv3_error;
+
+/* All of these accept NULL (DSV3_OK, "", "", 0). Texts live as long as the error. */
+DSV3_API dsv3_status dsv3_error_status(const dsv3_error *error);
+/* One sentence: the file, tensor or field, what was found, what was expected. */
+DSV3_API const char *dsv3_error_message(const dsv3_error *error);
+/* The struct field, config key or tensor it is about, or "". */
+DSV3_API const char *dsv3_error_field(const dsv3_error *error);
+/* 1 when the same call may succeed later without a change. */
+DSV3_API int32_t dsv3_error_retryable(const dsv3_error *error);
+DSV3_API void dsv3_error_free(dsv3_error *error);
+
+/* Frees a text that a function returned for the caller to own. */
+DSV3_API void dsv3_string_free(char *text);
+
+/* ----------------------------------------------------------------------------------------- cancel */
+
+/* A token given to requests, opening, conversion and evaluation: setting it cancels them all. It
+ * cannot be reset. What it was given to keeps it alive, so it may be freed at any time. */
+typedef struct dsv3_cancel dsv3_cancel;
+
+DSV3_API dsv3_status dsv3_cancel_create(dsv3_cancel **out, dsv3_error **error);
+/* Any thread, any time, wait-free; safe in a signal handler. Accepts NULL. */
+DSV3_API void dsv3_cancel_set(dsv3_cancel *cancel);
+DSV3_API int32_t dsv3_cancel_is_set(const dsv3_cancel *cancel);
+DSV3_API void dsv3_cancel_free(dsv3_cancel *cancel);
+
+/* Progress of a long call, made on the calling thread: bytes done and in all. It may not call back
+ * into the library except dsv3_cancel_set. */
+typedef void (*dsv3_progress_fn)(void *user, uint64_t done, uint64_t total);
+
+/* ------------------------------------------------------------------------------------------ model */
+
+typedef struct dsv3_model dsv3_model;
+
+#define DSV3_RESIDENCY_MAP 0  /* mapped: nobody may change the file (checked before each step) */
+#define DSV3_RESIDENCY_COPY 1 /* read into memory: immune to what happens to the file later */
+
+typedef struct dsv3_model_options {
+  uint32_t struct_size;
+  int32_t residency; /* DSV3_RESIDENCY_..., default MAP */
+  int32_t verify;    /* 1: check every checksum while opening (reads the whole file); default 0 */
+  int32_t reserved;  /* 0 */
+  dsv3_progress_fn progress; /* for COPY and verify; may be NULL */
+  void *progress_user;
+  dsv3_cancel *cancel; /* may be NULL */
+} dsv3_model_options;
+
+DSV3_API void dsv3_model_options_init(dsv3_model_options *options, uint32_t struct_size);
+
+/* Opens a .dsv3 file (made by dsv3_convert). options may be NULL. Any bytes are safe to open. */
+DSV3_API dsv3_status dsv3_model_open(const char *path, const dsv3_model_options *options,
+                                     dsv3_model **out, dsv3_error **error);
+DSV3_API void dsv3_model_free(dsv3_model *model);
+
+typedef struct dsv3_model_info {
+  uint32_t struct_size;
+  int32_t vocab_size;
+  int32_t hidden_size;
+  int32_t num_hidden_layers;
+  int32_t num_nextn_predict_layers; /* MTP modules */
+  int32_t n_routed_experts;         /* 0: dense */
+  int32_t num_experts_per_tok;
+  int32_t kv_lora_rank;
+  int32_t qk_rope_head_dim;
+  int32_t bos_token_id;          /* -1: none */
+  int32_t eos_token_id;          /* the first of them; -1: none */
+  int32_t has_tokenizer;         /* 0: calls that need one are refused */
+  int32_t has_fim;               /* 1: the vocabulary has the fill-in-the-middle tokens */
+  int32_t reserved;
+  int64_t max_position_embeddings; /* the longest sequence */
+  uint64_t parameters;
+  uint64_t file_bytes;
+  uint64_t weight_bytes;
+  uint64_t active_bytes_per_token; /* weights that one token reads */
+  const char *model_type;          /* "deepseek_v3"; lives as long as the model, as do the next two */
+  const char *chat_template;       /* "none", "deepseek-v2", "deepseek-v3", "deepseek-r1", ... */
+  const char *path;
+  uint8_t fingerprint[16]; /* equal for equal models */
+} dsv3_model_info;
+
+/* Fills *info up to info->struct_size, which the caller sets. */
+DSV3_API dsv3_status dsv3_model_get_info(const dsv3_model *model, dsv3_model_info *info,
+                                         dsv3_error **error);
+/* Everything about the model as one JSON text: config, tokenizer, every tensor's name, type, shape,
+ * offset, size and checksum. See "Buffers". */
+DSV3_API dsv3_status dsv3_model_get_json(const dsv3_model *model, char *buffer, uint64_t capacity,
+                                         uint64_t *needed, dsv3_error **error);
+/* Reads the whole file and compares checksums. DSV3_E_CORRUPT names the first tensor that differs. */
+DSV3_API dsv3_status dsv3_model_verify(const dsv3_model *model, dsv3_progress_fn progress,
+                                       void *progress_user, dsv3_cancel *cancel,
+                                       dsv3_error **error);
+
+/* ---------------------------------------------------------------------------------- text and token */
+
+#define DSV3_TOKENIZE_PARSE_SPECIAL 1u /* match added tokens' texts such as <｜User｜> */
+#define DSV3_TOKENIZE_ADD_BOS 2u       /* begin with the begin-of-sentence token */
+
+/* Text to tokens: tokens has room for `capacity`, *needed receives the count. */
+DSV3_API dsv3_status dsv3_model_tokenize(const dsv3_model *model, const char *text,
+                                         uint64_t text_length, uint32_t flags, int32_t *tokens,
+                                         uint64_t capacity, uint64_t *needed, dsv3_error **error);
+
+#define DSV3_DETOKENIZE_SKIP_SPECIAL 1u
+
+/* Tokens to text, byte for byte (a partial character at an end stays partial). */
+DSV3_API dsv3_status dsv3_model_detokenize(const dsv3_model *model, const int32_t *tokens,
+                                           uint64_t count, uint32_t flags, char *buffer,
+                                           uint64_t capacity, uint64_t *needed,
+                                           dsv3_error **error);
+/* The id of the added token with exactly this text ("<｜fim▁hole｜>"); DSV3_E_NOT_FOUND without one. */
+DSV3_API dsv3_status dsv3_model_token_id(const dsv3_model *model, const char *text,
+                                         uint64_t text_length, int32_t *id, dsv3_error **error);
+
+typedef struct dsv3_tool_call {
+  uint32_t struct_size;
+  uint32_t reserved;
+  const char *id;        /* NUL-terminated, may be NULL */
+  const char *type;      /* "function" when NULL */
+  const char *name;      /* required */
+  const char *arguments; /* JSON text, inserted as it is; required */
+} dsv3_tool_call;
+
+typedef struct dsv3_message {
+  uint32_t struct_size;
+  uint32_t tool_call_count;
+  const char *role;    /* "system", "user", "assistant", "tool"; NUL-terminated */
+  const char *content; /* NULL: none (an assistant's message of tool calls alone) */
+  uint64_t content_length; /* bytes, or DSV3_NUL_TERMINATED */
+  const dsv3_tool_call *tool_calls;
+  uint32_t tool_call_stride;
+  uint32_t reserved;
+} dsv3_message;
+
+typedef struct dsv3_chat {
+  uint32_t struct_size;
+  uint32_t message_count;
+  const dsv3_message *messages;
+  uint32_t message_stride;
+  int32_t thinking;              /* 1: ask for reasoning where the template can (V3.1); default 0 */
+  int32_t add_generation_prompt; /* 1 (default): end where the assistant's answer begins */
+  int32_t reserved;
+} dsv3_chat;
+
+DSV3_API void dsv3_tool_call_init(dsv3_tool_call *call, uint32_t struct_size);
+DSV3_API void dsv3_message_init(dsv3_message *message, uint32_t struct_size);
+DSV3_API void dsv3_chat_init(dsv3_chat *chat, uint32_t struct_size);
+
+/* The conversation as the checkpoint's chat template renders it, as text. */
+DSV3_API dsv3_status dsv3_model_render_chat(const dsv3_model *model, const dsv3_chat *chat,
+                                            char *buffer, uint64_t capacity, uint64_t *needed,
+                                            dsv3_error **error);
+
+/* ---------------------------------------------------------------------------------------- context */
+
+typedef struct dsv3_context dsv3_context;
+
+#define DSV3_LOG_ERROR 1
+#define DSV3_LOG_WARNING 2
+#define DSV3_LOG_INFO 3
+#define DSV3_LOG_DEBUG 4
+
+/* Called from any thread of the context. Must not call back into the library. */
+typedef void (*dsv3_log_fn)(void *user, int32_t level, const char *message);
+
+typedef struct dsv3_context_options {
+  uint32_t struct_size;
+  int32_t threads;      /* compute threads; 0 (default): the CPUs this process may use */
+  const char *kernels;  /* kernel set: "ref", "portable", "avx2", "avx512bf16"; NULL: the environment
+                           variable DSV3_KERNELS, else the best this machine runs */
+  uint64_t cache_bytes; /* budget of the latent cache; 0 (default): enough for four sequences of
+                           max_position_embeddings, at most a quarter of the memory */
+  int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256 */
+  int32_t pin_threads;   /* 1: pin threads to CPUs; default 0 */
+  dsv3_log_fn log;       /* may be NULL: nothing is logged */
+  void *log_user;
+} dsv3_context_options;
+
+DSV3_API void dsv3_context_options_init(dsv3_context_options *options, uint32_t struct_size);
+
+/* options may be NULL. */
+DSV3_API dsv3_status dsv3_context_create(dsv3_model *model, const dsv3_context_options *options,
+                                         dsv3_context **out, dsv3_error **error);
+/* Running requests are cancelled; sessions and requests that are still held stay valid to ask and
+ * to free. */
+DSV3_API void dsv3_context_free(dsv3_context *context);
+
+typedef struct dsv3_context_info {
+  uint32_t struct_size;
+  int32_t threads;
+  int32_t bit_identical; /* 1: a request's tokens and log-probabilities are the same bits however it is
+                            chunked, cached, batched, and at any thread count */
+  int32_t page_tokens;
+  const char *kernels;   /* the kernel set in use; lives as long as the context, as does allocator */
+  const char *allocator; /* "mimalloc" or "system" */
+  uint64_t page_bytes;
+  uint64_t pages;      /* the budget */
+  uint64_t pages_used; /* now */
+  uint64_t sessions;
+  uint64_t requests_running;
+  uint64_t requests_waiting;
+} dsv3_context_info;
+
+DSV3_API dsv3_status dsv3_context_get_info(const dsv3_context *context, dsv3_context_info *info,
+                                           dsv3_error **error);
+
+/* What a model and context would need, without opening or allocating either. */
+typedef struct dsv3_memory_estimate {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t weight_bytes;  /* mapped or copied */
+  uint64_t cache_bytes;   /* the latent cache at its budget */
+  uint64_t cache_tokens;  /* tokens that fit into it */
+  uint64_t scratch_bytes; /* activations, logits, kernels' scratch */
+  uint64_t total_bytes;
+  uint64_t machine_bytes; /* memory this process may use; 0: unknown */
+} dsv3_memory_estimate;
+
+DSV3_API dsv3_status dsv3_estimate_memory(const char *model_path,
+                                          const dsv3_context_options *options,
+                                          dsv3_memory_estimate *out, dsv3_error **error);
+
+/* ---------------------------------------------------------------------------------------- session */
+
+typedef struct dsv3_session dsv3_session;
+
+/* An empty session. Changing a session while a request runs on it returns DSV3_E_BUSY. */
+DSV3_API dsv3_status dsv3_session_create(dsv3_context *context, dsv3_session **out,
+                                         dsv3_error **error);
+/* A request that still runs on it is cancelled. */
+DSV3_API void dsv3_session_free(dsv3_session *session);
+
+#define DSV3_APPEND_PARSE_SPECIAL 1u /* text: match added tokens' texts */
+#define DSV3_APPEND_ADD_BOS 2u       /* text: begin with begin-of-sentence if the session is empty */
+#define DSV3_APPEND_REPLACE 4u /* the session becomes exactly this sequence; what it has in common with
+                                  the old one at the beginning stays computed (*kept tokens) */
+
+/* All of these add to the sequence at once and compute nothing: a request or an evaluation does.
+ * *length (may be NULL) receives the sequence's new length, *kept (may be NULL) how many of the old
+ * tokens stayed. A sequence that would exceed max_position_embeddings is DSV3_E_CAPACITY, an id outside
+ * the vocabulary DSV3_E_INVALID_ARGUMENT; the session is unchanged then. */
+DSV3_API dsv3_status dsv3_session_append_tokens(dsv3_session *session, const int32_t *tokens,
+                                                uint64_t count, uint32_t flags, uint64_t *length,
+                                                uint64_t *kept, dsv3_error **error);
+DSV3_API dsv3_status dsv3_session_append_text(dsv3_session *session, const char *text,
+                                              uint64_t text_length, uint32_t flags,
+                                              uint64_t *length, uint64_t *kept,
+                                              dsv3_error **error);
+/* DeepSeek's fill-in-the-middle form: what is generated next goes between prefix and suffix. */
+DSV3_API dsv3_status dsv3_session_append_fim(dsv3_session *session, const char *prefix,
+                                             uint64_t prefix_length, const char *suffix,
+                                             uint64_t suffix_length, uint32_t flags,
+                                             uint64_t *length, uint64_t *kept, dsv3_error **error);
+/* A whole conversation (usually with DSV3_APPEND_REPLACE, which makes every next turn cheap). */
+DSV3_API dsv3_status dsv3_session_append_chat(dsv3_session *session, const dsv3_chat *chat,
+                                              uint32_t flags, uint64_t *length, uint64_t *kept,
+                                              dsv3_error **error);
+
+/* Shortens the sequence to `length` tokens. */
+DSV3_API dsv3_status dsv3_session_truncate(dsv3_session *session, uint64_t length,
+                                           dsv3_error **error);
+/* A second session with the same sequence; pages are shared until one of the two writes to them. */
+DSV3_API dsv3_status dsv3_session_fork(const dsv3_session *session, dsv3_session **out,
+                                       dsv3_error **error);
+DSV3_API uint64_t dsv3_session_length(const dsv3_session *session);
+/* How many tokens at the beginning have their latents computed. */
+DSV3_API uint64_t dsv3_session_computed(const dsv3_session *session);
+/* The sequence's tokens from `begin` on, see "Buffers". */
+DSV3_API dsv3_status dsv3_session_get_tokens(const dsv3_session *session, uint64_t begin,
+                                             int32_t *tokens, uint64_t capacity, uint64_t *needed,
+                                             dsv3_error **error);
+
+/* What dsv3_session_evaluate stores: each pointer may be NULL. Row i belongs to the i-th token given. */
+typedef struct dsv3_evaluation {
+  uint32_t struct_size;
+  uint32_t reserved;
+  float *logits;     /* [count, vocab_size] */
+  float *hidden;     /* [count, hidden_size], after the final norm */
+  float *mtp_logits; /* [count - 1, vocab_size]: row i predicts token i + 2 from the hidden state of
+                        token i and token i + 1; the session must be empty before */
+  float *logprobs;   /* [count - 1]: natural log-probability of token i + 1 after token i */
+  dsv3_progress_fn progress; /* in tokens */
+  void *progress_user;
+  dsv3_cancel *cancel;
+} dsv3_evaluation;
+
+DSV3_API void dsv3_evaluation_init(dsv3_evaluation *evaluation, uint32_t struct_size);
+
+/* Appends the tokens and runs the model over them, blocking. On failure or cancel the session keeps
+ * the length it had before. */
+DSV3_API dsv3_status dsv3_session_evaluate(dsv3_session *session, const int32_t *tokens,
+                                           uint64_t count, const dsv3_evaluation *evaluation,
+                                           dsv3_error **error);
+
+/* ---------------------------------------------------------------------------------------- request */
+
+typedef struct dsv3_request dsv3_request;
+
+typedef struct dsv3_logit_bias {
+  int32_t token;
+  float bias; /* added to the logit; -INFINITY forbids the token */
+} dsv3_logit_bias;
+
+#define DSV3_PRIORITY_INTERACTIVE 0
+#define DSV3_PRIORITY_BACKGROUND 1
+#define DSV3_PRIORITY_IDLE 2
+
+/* Sees, and may change, the logits of a step before sampling (grammars, external samplers). Runs on the
+ * engine's thread: be quick; only dsv3_cancel_set may be called. `tokens` is the whole sequence so far. */
+typedef void (*dsv3_logits_fn)(void *user, float *logits, uint64_t vocab_size,
+                               const int32_t *tokens, uint64_t count);
+/* Wakes an event loop: called from the engine's thread when events become available. Only
+ * dsv3_cancel_set and the ..._free functions may be called (a free made here is carried out later). */
+typedef void (*dsv3_notify_fn)(void *user);
+
+typedef struct dsv3_request_options {
+  uint32_t struct_size;
+  int32_t priority; /* DSV3_PRIORITY_..., default INTERACTIVE */
+  uint64_t max_tokens; /* at most so many generated tokens; default 256; 0: prompt only (warm-up) */
+  /* Sampling. The default is greedy. The order: bias, penalties, logits hook, temperature, top_k,
+   * top_p, min_p. */
+  float temperature; /* 0 (default): greedy */
+  float top_p;       /* 0 < top_p <= 1; default 1: off */
+  float min_p;       /* 0 <= min_p < 1; default 0: off. Tokens below min_p * the best are dropped */
+  int32_t top_k;     /* 0 (default): off */
+  float repetition_penalty; /* > 0; default 1: off. Divides positive logits, multiplies negative ones */
+  float presence_penalty;   /* default 0 */
+  float frequency_penalty;  /* default 0 */
+  int32_t penalty_window;   /* how many last tokens (prompt included) penalties look at; default 256;
+                               -1: all */
+  uint64_t seed; /* the random numbers of a position are a function of seed and position */
+  const dsv3_logit_bias *logit_bias; /* read while starting */
+  uint32_t logit_bias_count;
+  uint32_t logit_bias_stride;
+  const char *const *stop_strings; /* NUL-terminated; never part of the text that is reported */
+  const int32_t *stop_tokens;      /* beside the model's end-of-sentence tokens */
+  uint32_t stop_string_count;
+  uint32_t stop_token_count;
+  int32_t ignore_eos;   /* 1: the model's end-of-sentence tokens do not end the generation */
+  int32_t logprobs;     /* -1 (default): none; 0: of the chosen tokens; n <= 64: of the n best as well */
+  uint64_t deadline_ms; /* from the start of the request; 0 (default): none */
+  int32_t reasoning;    /* 1: the answer begins inside a reasoning block; -1 (default): as the chat that
+                           was appended last left it; 0: outside */
+  uint32_t max_queued_events; /* a consumer this far behind pauses its request; default 256 */
+  dsv3_cancel *cancel;  /* may be NULL */
+  dsv3_logits_fn logits_hook;
+  void *logits_hook_user;
+  dsv3_notify_fn notify;
+  void *notify_user;
+} dsv3_request_options;
+
+DSV3_API void dsv3_request_options_init(dsv3_request_options *options, uint32_t struct_size);
+
+/* Starts generating after the session's sequence, which must not be empty. options may be NULL. The
+ * generated tokens (an end token included) become part of the session as they are made. */
+DSV3_API dsv3_status dsv3_request_start(dsv3_session *session, const dsv3_request_options *options,
+                                        dsv3_request **out, dsv3_error **error);
+
+#define DSV3_EVENT_PROGRESS 1  /* prompt_done of prompt_total tokens are computed */
+#define DSV3_EVENT_TEXT 2      /* text of the answer and the tokens it came from */
+#define DSV3_EVENT_REASONING 3 /* the same, inside a reasoning block */
+#define DSV3_EVENT_FINISHED 4  /* exactly one, the last */
+
+#define DSV3_FINISH_STOP_TOKEN 1
+#define DSV3_FINISH_STOP_STRING 2
+#define DSV3_FINISH_MAX_TOKENS 3
+#define DSV3_FINISH_CONTEXT_LENGTH 4 /* the sequence reached max_position_embeddings */
+#define DSV3_FINISH_CANCELLED 5
+#define DSV3_FINISH_DEADLINE 6
+#define DSV3_FINISH_ERROR 7 /* the event's status, error_message and error_field say why */
+
+typedef struct dsv3_top_token {
+  int32_t id;
+  float logprob;
+} dsv3_top_token;
+
+typedef struct dsv3_token {
+  int32_t id;
+  float logprob; /* natural log of the model's own probability (before sampling's changes); NaN unless
+                    asked for */
+  const dsv3_top_token *top; /* the n best, best first */
+  uint32_t top_count;
+  uint32_t reserved;
+} dsv3_token;
+
+typedef struct dsv3_request_statistics {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t prompt_tokens;    /* the sequence's length at the start */
+  uint64_t cached_tokens;    /* of those, already computed */
+  uint64_t generated_tokens; /* */
+  uint64_t drafted_tokens;   /* proposed by speculation */
+  uint64_t accepted_tokens;  /* of those, accepted */
+  uint64_t queue_ns;         /* waiting for the engine */
+  uint64_t prefill_ns;       /* computing the prompt */
+  uint64_t decode_ns;        /* from the first generated token to the last */
+  uint64_t first_token_ns;   /* from the start to the first generated token; 0: none yet */
+  uint64_t total_ns;
+} dsv3_request_statistics;
+
+typedef struct dsv3_event {
+  uint32_t struct_size;
+  int32_t kind; /* DSV3_EVENT_... */
+  /* TEXT, REASONING: whole UTF-8 characters, NUL-terminated; may be empty while a character or a stop
+   * string is still undecided. Every generated token is in exactly one event, in order. */
+  const char *text;
+  uint64_t text_length;
+  const dsv3_token *tokens;
+  uint64_t token_count;
+  uint32_t token_stride;
+  /* FINISHED */
+  int32_t finish_reason; /* DSV3_FINISH_... */
+  dsv3_status status;    /* DSV3_OK unless the reason is ERROR, CANCELLED or DEADLINE */
+  int32_t stop_token;    /* with STOP_TOKEN: which; else -1 */
+  const char *stop_string;   /* with STOP_STRING: which; else "" */
+  const char *error_message; /* with ERROR; else "" */
+  const char *error_field;
+  const dsv3_request_statistics *statistics;
+  /* PROGRESS */
+  uint64_t prompt_done;
+  uint64_t prompt_total;
+} dsv3_event;
+
+#define DSV3_WAIT_FOREVER UINT64_MAX
+
+/* Waits up to timeout_ms (0: not at all) for the next event and fills *event up to its struct_size.
+ * What the event points to lives until the next call on this request. DSV3_E_TIMEOUT: none yet.
+ * After FINISHED every further call returns DSV3_E_NOT_FOUND. */
+DSV3_API dsv3_status dsv3_request_next(dsv3_request *request, uint64_t timeout_ms,
+                                       dsv3_event *event, dsv3_error **error);
+/* A descriptor that is readable while events are waiting (level-triggered; owned by the library, lives
+ * as long as the request): for poll, epoll, an editor's loop. -1 when the system has none left. */
+DSV3_API intptr_t dsv3_request_wait_descriptor(const dsv3_request *request);
+/* Any thread, any time. The FINISHED event follows within one layer of one step. */
+DSV3_API void dsv3_request_cancel(const dsv3_request *request);
+DSV3_API dsv3_status dsv3_request_get_statistics(const dsv3_request *request,
+                                                 dsv3_request_statistics *out, dsv3_error **error);
+/* Cancels the request if it still runs. The session then has a valid, reported length. */
+DSV3_API void dsv3_request_free(dsv3_request *request);
+
+/* -------------------------------------------------------------------------- one call for all of it */
+
+/* Completes at a cursor, blocking: fill-in-the-middle between prefix and suffix, or plain continuation
+ * of prefix when suffix is NULL. *text (free with dsv3_string_free) receives the answer, *length (may
+ * be NULL) its bytes. options may be NULL. A deadline or cancel that hits returns DSV3_E_DEADLINE or
+ * DSV3_E_CANCELLED and no text. Any thread; calls run one after another. */
+DSV3_API dsv3_status dsv3_complete(dsv3_context *context, const char *prefix,
+                                   uint64_t prefix_length, const char *suffix,
+                                   uint64_t suffix_length, const dsv3_request_options *options,
+                                   char **text, uint64_t *length, dsv3_error **error);
+
+/* ----------------------------------------------------------------------------------------- convert */
+
+#define DSV3_WEIGHTS_KEEP 0 /* every matrix in the checkpoint's own type */
+#define DSV3_WEIGHTS_FP8 1  /* BF16, F16 and F32 linear layers become E4M3 with 128x128 block scales */
+
+typedef struct dsv3_convert_options {
+  uint32_t struct_size;
+  int32_t weights;   /* DSV3_WEIGHTS_..., default KEEP */
+  int32_t overwrite; /* 1: replace an existing output file; default 0 */
+  int32_t reserved;
+  dsv3_progress_fn progress;
+  void *progress_user;
+  dsv3_cancel *cancel;
+} dsv3_convert_options;
+
+DSV3_API void dsv3_convert_options_init(dsv3_convert_options *options, uint32_t struct_size);
+
+/* Converts a Hugging Face checkpoint folder into one .dsv3 file, blocking, in bounded memory. The
+ * output appears under its name when it is whole; on failure or cancel nothing is left behind. */
+DSV3_API dsv3_status dsv3_convert(const char *checkpoint_dir, const char *output_path,
+                                  const dsv3_convert_options *options, dsv3_error **error);
+
+#if defined(__cplusplus)
+}
+#endif
+
+#endif /* DSV3_H */
