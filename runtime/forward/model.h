@@ -1,0 +1,71 @@
+// The forward pass of one context: weights bound to its device, activations, and run(), which takes
+// a batch of tokens through all layers. Decides nothing about requests; the engine plans steps and
+// owns the pages.
+//
+// Used by one thread at a time (the engine's).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "runtime/base/status.h"
+#include "runtime/model/model.h"
+
+namespace dsv3 {
+
+// One step: rows of one or several sequences. Pages of every row's position must be writable.
+struct Step {
+  std::span<const int32_t> tokens;                   // [rows], valid ids
+  std::span<const kernels::SequenceRows> sequences;  // cover the rows in order
+  // Asked between layers (and before the first); true ends the step with kCancelled. Latents that
+  // were written by then stand at positions nobody counts as computed yet.
+  bool (*should_stop)(void*) = nullptr;
+  void* should_stop_user = nullptr;
+};
+
+class ForwardModel {
+ public:
+  // Binds the weights to the device and sizes everything for steps of up to `max_rows` rows and
+  // head calls of up to `max_head_rows`. The device must outlive the object.
+  static Result<std::unique_ptr<ForwardModel>> create(std::shared_ptr<const Model> model,
+                                                      kernels::Device* device, int32_t max_rows,
+                                                      int32_t max_head_rows);
+  ~ForwardModel();
+  ForwardModel(const ForwardModel&) = delete;
+
+  // Bytes of a latent page for all layers, MTP modules included (PagePool's page_bytes).
+  size_t page_bytes() const;
+  int32_t max_rows() const;
+  int32_t max_head_rows() const;
+  // Bytes of activations and scratch that create() would allocate, for estimates.
+  static uint64_t activation_bytes(const ModelConfig& config, int32_t max_rows,
+                                   int32_t max_head_rows);
+
+  // Runs the main layers and the final norm over the step's rows.
+  Status run(const Step& step);
+  // Hidden states after the final norm of rows [begin, begin + count) of the last run, to the host.
+  void copy_hidden(int32_t begin, int32_t count, float* out);  // [count, hidden]
+  // Logits of some rows of the last run (or run_mtp), copied to host [rows, vocab]; at most
+  // max_head_rows rows. kNumeric names the first row whose logits are not finite.
+  Status head(std::span<const int32_t> rows, float* out);
+
+  // Runs MTP module 0 over the rows of the last run (same step, one sequence). Row r at position p
+  // combines the embedding of token p with the hidden state of position p - 1: of row r - 1, or
+  // `previous_hidden` [hidden] for the first row (null when its position is 0: that row is left
+  // out). Latents are stored at slot p. Afterwards mtp_head gives logits that predict token p + 1.
+  Status run_mtp(const Step& step, const float* previous_hidden);
+  Status mtp_head(std::span<const int32_t> rows, float* out);
+
+  // How often each routed expert was chosen since the start, [layers, n_routed_experts].
+  const std::vector<uint64_t>& expert_load() const;
+
+ private:
+  struct Impl;
+  explicit ForwardModel(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace dsv3
