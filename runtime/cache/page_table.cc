@@ -1,0 +1,89 @@
+#include "runtime/cache/page_table.h"
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "runtime/base/checked.h"
+
+namespace dsv3 {
+namespace {
+
+constexpr int64_t kTokens = kernels::kLatentPageTokens;
+
+// Pages on their way into a table; given back if they do not get there.
+struct Taken {
+  PagePool* pool;
+  std::vector<PageId> pages;
+  ~Taken() {
+    for (const PageId page : pages) pool->release(page);
+  }
+};
+
+}  // namespace
+
+PageTable::PageTable(const PageTable& other)
+    : pool_(other.pool_), pages_(other.pages_), data_(other.data_) {
+  for (const PageId page : pages_) pool_->retain(page);
+}
+
+PageTable::PageTable(PageTable&& other) noexcept
+    : pool_(other.pool_), pages_(std::move(other.pages_)), data_(std::move(other.data_)) {
+  other.pages_.clear();
+  other.data_.clear();
+}
+
+int64_t PageTable::pages_needed(int64_t begin, int64_t end) const {
+  if (begin >= end) return 0;
+  const int64_t last = ceil_div(end, kTokens);
+  int64_t needed = std::max<int64_t>(0, last - size());
+  for (int64_t i = begin / kTokens; i < std::min(last, size()); ++i) {
+    if (pool_->references(pages_[static_cast<size_t>(i)]) > 1) ++needed;
+  }
+  return needed;
+}
+
+Status PageTable::make_writable(int64_t begin, int64_t end) {
+  if (begin >= end) return {};
+  const int64_t last = ceil_div(end, kTokens);
+  const int64_t old_size = size();
+  // Everything that can fail comes first: the copies are taken beside the table and put in at the
+  // end.
+  assert(begin / kTokens <= old_size);
+  const int64_t needed = pages_needed(begin, end);
+  Taken taken{pool_, {}};
+  taken.pages.reserve(static_cast<size_t>(needed));
+  pages_.reserve(static_cast<size_t>(std::max(last, old_size)));
+  data_.reserve(static_cast<size_t>(std::max(last, old_size)));
+  for (int64_t n = 0; n < needed; ++n) {
+    DSV3_ASSIGN(const PageId page, pool_->take());
+    taken.pages.push_back(page);
+  }
+  const std::vector<PageId> pages = std::move(taken.pages);
+  taken.pages.clear();
+  auto next = pages.begin();
+  for (int64_t i = begin / kTokens; i < last; ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (i >= old_size) {
+      pages_.push_back(*next);
+      data_.push_back(pool_->data(*next++));
+    } else if (pool_->references(pages_[at]) > 1) {
+      pool_->copy(*next, pages_[at]);
+      pool_->release(pages_[at]);
+      pages_[at] = *next;
+      data_[at] = pool_->data(*next++);
+    }
+  }
+  return {};
+}
+
+void PageTable::truncate(int64_t length) {
+  const auto keep = static_cast<size_t>(ceil_div<int64_t>(length, kTokens));
+  while (pages_.size() > keep) {
+    pool_->release(pages_.back());
+    pages_.pop_back();
+    data_.pop_back();
+  }
+}
+
+}  // namespace dsv3

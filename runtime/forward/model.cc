@@ -1,0 +1,144 @@
+#include "runtime/forward/model.h"
+
+#include <cassert>
+#include <cstring>
+#include <utility>
+
+#include "runtime/forward/model_impl.h"
+
+namespace dsv3 {
+namespace {
+
+kernels::Dev<std::byte> bytes_of(kernels::Dev<float> p) {
+  return kernels::Dev<std::byte>(reinterpret_cast<std::byte*>(p.get()));
+}
+
+}  // namespace
+
+ForwardModel::ForwardModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+ForwardModel::~ForwardModel() = default;
+
+Result<std::unique_ptr<ForwardModel>> ForwardModel::create(std::shared_ptr<const Model> model,
+                                                           kernels::Device* device,
+                                                           int32_t max_rows,
+                                                           int32_t max_head_rows) {
+  auto impl = std::make_unique<Impl>(std::move(model), device);
+  const ModelConfig& config = impl->config();
+  impl->max_rows = max_rows;
+  impl->max_head_rows = max_head_rows;
+  impl->shape = mla_shape(config);
+  impl->layer_page_bytes = device->latent_page_bytes(impl->shape);
+  DSV3_TRY(impl->weights.bind(impl->model->weights()));
+  DSV3_TRY(impl->a.allocate(device, config, max_rows, max_head_rows));
+  DSV3_TRY(device->reserve(device_limits(config, std::max(max_rows, max_head_rows))));
+  impl->plan.reserve(max_rows, static_cast<int32_t>(config.num_experts_per_tok),
+                     static_cast<int32_t>(config.n_routed_experts));
+  const auto angles = static_cast<size_t>(max_rows) * static_cast<size_t>(impl->rope.pairs());
+  impl->cos.resize(angles);
+  impl->sin.resize(angles);
+  impl->stats.resize(static_cast<size_t>(max_head_rows));
+  impl->mtp_rows.reserve(static_cast<size_t>(max_head_rows));
+  impl->load.resize(static_cast<size_t>(config.cache_layers() * config.n_routed_experts));
+  return std::unique_ptr<ForwardModel>(new ForwardModel(std::move(impl)));
+}
+
+size_t ForwardModel::page_bytes() const {
+  return impl_->page_offset(impl_->config().cache_layers());
+}
+int32_t ForwardModel::max_rows() const { return impl_->max_rows; }
+int32_t ForwardModel::max_head_rows() const { return impl_->max_head_rows; }
+const std::vector<uint64_t>& ForwardModel::expert_load() const { return impl_->load; }
+
+uint64_t ForwardModel::activation_bytes(const ModelConfig& config, int32_t max_rows,
+                                        int32_t max_head_rows) {
+  return Activations::bytes(config, max_rows, max_head_rows);
+}
+
+LayerContext ForwardModel::Impl::layer_context(int32_t rows,
+                                               std::span<const kernels::SequenceRows> sequences) {
+  LayerContext c;
+  c.device = device;
+  c.config = &config();
+  c.shape = shape;
+  c.softmax_scale = rope.softmax_scale();
+  c.a = &a;
+  c.plan = &plan;
+  c.rows = rows;
+  c.sequences = sequences;
+  return c;
+}
+
+void ForwardModel::Impl::upload_rope(int32_t rows,
+                                     std::span<const kernels::SequenceRows> sequences) {
+  rope.fill(sequences, cos.data(), sin.data());
+  const size_t size = static_cast<size_t>(rows) * static_cast<size_t>(rope.pairs()) * sizeof(float);
+  device->upload(bytes_of(a.cos.at()), cos.data(), size);
+  device->upload(bytes_of(a.sin.at()), sin.data(), size);
+}
+
+// A token's way through the model: its embedding row becomes the residual stream x; every layer
+// adds what attention finds in the latents of the tokens before it, then what its experts make of
+// it; the final norm leaves the hidden state that head() turns into logits.
+Status ForwardModel::run(const Step& step) {
+  Impl& m = *impl_;
+  const ModelConfig& config = m.config();
+  const auto rows = static_cast<int32_t>(step.tokens.size());
+  const auto hidden = static_cast<int32_t>(config.hidden_size);
+  assert(rows > 0 && rows <= m.max_rows);
+
+  m.device->embed(m.weights.embed, step.tokens, m.a.x.at(), hidden);
+  m.upload_rope(rows, step.sequences);
+
+  const LayerContext context = m.layer_context(rows, step.sequences);
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+    if (step.should_stop != nullptr && step.should_stop(step.should_stop_user)) {
+      return make_error(Code::kCancelled, "cancelled before layer %lld of %lld",
+                        static_cast<long long>(i),
+                        static_cast<long long>(config.num_hidden_layers));
+    }
+    const BoundLayer& layer = m.weights.layers[static_cast<size_t>(i)];
+    mla_block(context, layer, m.page_offset(i), /*first_key=*/0);
+    ffn_block(context, layer, m.load_of(i));
+  }
+
+  m.device->rms_norm(m.a.x.at(), hidden, m.weights.final_norm, config.rms_norm_eps, rows, hidden,
+                     m.a.hidden.at(), hidden);
+  return m.device->synchronize();
+}
+
+void ForwardModel::copy_hidden(int32_t begin, int32_t count, float* out) {
+  const auto hidden = static_cast<size_t>(impl_->config().hidden_size);
+  impl_->device->download(out, bytes_of(impl_->a.hidden.at(static_cast<size_t>(begin) * hidden)),
+                          static_cast<size_t>(count) * hidden * sizeof(float));
+}
+
+Status ForwardModel::head(std::span<const int32_t> rows, float* out) {
+  return impl_->head(impl_->a.hidden, rows, out);
+}
+
+Status ForwardModel::Impl::head(const DeviceFloats& hidden_states, std::span<const int32_t> rows,
+                                float* out) {
+  const auto hidden = static_cast<int32_t>(config().hidden_size);
+  const auto vocab = static_cast<int32_t>(config().vocab_size);
+  const auto count = static_cast<int32_t>(rows.size());
+  assert(count > 0 && count <= max_head_rows);
+  device->gather_rows(hidden_states.at(), hidden, rows, hidden, a.head_in.at(), hidden);
+  const kernels::LinearArgs head[] = {
+      {weights.head, a.head_in.at(), hidden, a.logits.at(), vocab, count, false}};
+  device->linear(head);
+  device->reduce_logits(a.logits.at(), vocab, count, vocab, stats.data());
+  DSV3_TRY(device->synchronize());
+  for (int32_t r = 0; r < count; ++r) {
+    if (!stats[static_cast<size_t>(r)].finite) {
+      return make_error(
+          Code::kNumeric,
+          "logits of row %d hold NaN or infinity: the weights or an earlier latent do",
+          rows[static_cast<size_t>(r)]);
+    }
+  }
+  device->download(out, bytes_of(a.logits.at()),
+                   static_cast<size_t>(count) * static_cast<size_t>(vocab) * sizeof(float));
+  return {};
+}
+
+}  // namespace dsv3
