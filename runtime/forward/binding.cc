@@ -96,9 +96,9 @@ Status BoundWeights::bind_layer(const LayerWeights& weights, BoundLayer* out) {
   DSV3_TRY(bind_matrix(weights.o, &out->o));
   out->w_uk.resize(weights.w_uk.size());
   out->w_uv.resize(weights.w_uv.size());
-  for (size_t head = 0; head < weights.w_uk.size(); ++head) {
-    DSV3_TRY(bind_matrix(weights.w_uk[head], &out->w_uk[head]));
-    DSV3_TRY(bind_matrix(weights.w_uv[head], &out->w_uv[head]));
+  for (size_t h = 0; h < weights.w_uk.size(); ++h) {
+    DSV3_TRY(bind_matrix(weights.w_uk[h], &out->w_uk[h]));
+    DSV3_TRY(bind_matrix(weights.w_uv[h], &out->w_uv[h]));
   }
   out->moe = weights.moe;
   if (!weights.moe) return bind_ffn(weights.dense, &out->dense);
