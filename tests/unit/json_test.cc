@@ -1,0 +1,80 @@
+#include "runtime/base/json.h"
+
+#include <doctest/doctest.h>
+#include <pthread.h>
+
+#include <string>
+
+namespace dsv3 {
+namespace {
+
+std::string message_of(const std::string& text) {
+  const Result<Json> json = parse_json(text, "file.json");
+  REQUIRE(!json.ok());
+  CHECK(json.status().code() == Code::kCorrupt);
+  CHECK(json.status().message().find("file.json") == 0);
+  return json.status().message();
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST_CASE("documents keep order and values") {
+  const auto json =
+      parse_json(R"({"b": [1, -2, 3.5, null, true], "a": "\u00e9\ud83d\ude00"})", "x");
+  REQUIRE(json.ok());
+  CHECK(json.value().begin().key() == "b");
+  CHECK(json.value()["b"][1] == -2);
+  CHECK(json.value()["a"] == "é😀");
+}
+
+TEST_CASE("what is not JSON is refused with its place") {
+  CHECK(contains(message_of(""), "not valid JSON"));
+  CHECK(contains(message_of("{\"a\": 1"), "byte 7"));
+  CHECK(contains(message_of("{} {}"), "not valid JSON"));
+  CHECK(contains(message_of("[1e999]"), "not valid JSON"));
+  CHECK(contains(message_of("\"\\ud800\""), "not valid JSON"));
+  CHECK(contains(message_of("\"\xff\xfe\""), "not valid JSON"));
+  CHECK(contains(message_of(std::string("[1]\0", 4)), "not valid JSON"));
+}
+
+TEST_CASE("duplicate keys are refused by name, in any object") {
+  CHECK(contains(message_of(R"({"a": {"key": 1, "key": 2}})"), "\"key\" occurs twice"));
+  CHECK(parse_json(R"({"a": {"k": 1}, "b": {"k": 2}})", "x").ok());
+}
+
+TEST_CASE("depth is bounded, and a deep document needs no stack") {
+  struct Work {
+    bool ok = false;
+    static void* run(void* self) {
+      const std::string deep(100000, '[');
+      const auto json = parse_json(deep, "deep.json");
+      const auto object = parse_json(
+          [] {
+            std::string s;
+            for (int i = 0; i < 100000; ++i) s += "{\"a\":";
+            return s;
+          }(),
+          "deep.json");
+      static_cast<Work*>(self)->ok =
+          contains(json.status().message(), "nested deeper than 64 levels") &&
+          contains(object.status().message(), "nested deeper than 64 levels");
+      return nullptr;
+    }
+  } work;
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, 256 * 1024);
+  pthread_t thread;
+  REQUIRE(pthread_create(&thread, &attributes, Work::run, &work) == 0);
+  pthread_join(thread, nullptr);
+  CHECK(work.ok);
+  CHECK(parse_json(std::string(64, '[') + std::string(64, ']'), "x").ok());
+  CHECK(!parse_json(std::string(65, '[') + std::string(65, ']'), "x").ok());
+}
+
+TEST_CASE("size is bounded") { CHECK(!parse_json("[1, 2, 3]", "x", {64, 4}).ok()); }
+
+}  // namespace
+}  // namespace dsv3

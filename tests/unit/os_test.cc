@@ -1,0 +1,131 @@
+#include "runtime/base/os.h"
+
+#include <doctest/doctest.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cfenv>
+#include <string>
+
+#include "tests/support/support.h"
+
+namespace dsv3 {
+namespace {
+
+TEST_CASE("only regular files open, and nothing blocks") {
+  const test::TemporaryFolder folder;
+  CHECK(File::open(folder.file("none")).status().code() == Code::kNotFound);
+  CHECK(File::open("").status().code() == Code::kInvalidArgument);
+  CHECK(File::open(std::string("a\0b", 3)).status().code() == Code::kInvalidArgument);
+  const auto directory = File::open(folder.path());
+  CHECK(directory.status().message().find("is a directory") != std::string::npos);
+  REQUIRE(mkfifo(folder.file("fifo").c_str(), 0600) == 0);
+  CHECK(File::open(folder.file("fifo")).status().message().find("is a FIFO") != std::string::npos);
+  CHECK(File::open("/dev/null").status().message().find("is a device") != std::string::npos);
+}
+
+TEST_CASE("reads are whole or an error") {
+  const test::TemporaryFolder folder;
+  test::write_bytes(folder.file("a"), "0123456789");
+  auto file = File::open(folder.file("a"));
+  REQUIRE(file.ok());
+  char buffer[8] = {};
+  CHECK(file->read_at(6, buffer, 4).ok());
+  CHECK(std::string(buffer) == "6789");
+  CHECK(file->read_at(6, buffer, 5).code() == Code::kCorrupt);
+  CHECK(*file->current_identity() == file->identity());
+  CHECK(truncate(folder.file("a").c_str(), 3) == 0);
+  CHECK(!(*file->current_identity() == file->identity()));
+  CHECK(read_file(folder.file("a"), 2).status().code() == Code::kCorrupt);
+  CHECK(*read_file(folder.file("a"), 3) == "012");
+}
+
+TEST_CASE("an atomic file appears whole or not at all") {
+  const test::TemporaryFolder folder;
+  {
+    auto file = AtomicFile::create(folder.file("out"));
+    REQUIRE(file.ok());
+    CHECK(file->write_at(5, "world", 5).ok());
+    CHECK(file->write_at(0, "hello", 5).ok());
+    CHECK(!file_exists(folder.file("out")));
+  }
+  CHECK(list_directory(folder.path())->empty());
+  {
+    auto file = AtomicFile::create(folder.file("out"));
+    REQUIRE(file.ok());
+    CHECK(file->write_at(0, "hello", 5).ok());
+    CHECK(file->commit().ok());
+  }
+  CHECK(test::read_bytes(folder.file("out")) == "hello");
+  CHECK(list_directory(folder.path())->size() == 1);
+  CHECK(AtomicFile::create(folder.file("none/out")).status().code() == Code::kNotFound);
+}
+
+TEST_CASE("a full disk is a clear error") {
+  if (access("/dev/full", W_OK) != 0) return;
+  // Through AtomicFile nothing can be put on /dev/full itself; a write error looks the same.
+  const test::TemporaryFolder folder;
+  auto file = AtomicFile::create(folder.file("out"));
+  REQUIRE(file.ok());
+  const Status status = file->write_at(uint64_t{1} << 62, "x", 1);  // beyond what a file can hold
+  CHECK(status.code() == Code::kIo);
+  CHECK(status.message().find("cannot write") != std::string::npos);
+}
+
+TEST_CASE("our threads take no signals and have their own floating-point mode") {
+  struct Seen {
+    bool blocked = false;
+    int rounding = -1;
+    std::string name;
+  } seen;
+  std::fesetround(FE_UPWARD);  // what a strange host may do
+  auto thread = Thread::start(
+      "dsv3-test",
+      [](void* arg) {
+        auto* s = static_cast<Seen*>(arg);
+        sigset_t mask;
+        pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+        s->blocked = sigismember(&mask, SIGINT) == 1 && sigismember(&mask, SIGTERM) == 1 &&
+                     sigismember(&mask, SIGUSR1) == 1;
+        s->rounding = std::fegetround();
+        char name[16];
+        pthread_getname_np(pthread_self(), name, sizeof name);
+        s->name = name;
+      },
+      &seen);
+  std::fesetround(FE_TONEAREST);
+  REQUIRE(thread.ok());
+  thread->join();
+  CHECK(seen.blocked);
+  CHECK(seen.rounding == FE_TONEAREST);
+  CHECK(seen.name == "dsv3-test");
+  sigset_t mask;
+  pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+  CHECK(sigismember(&mask, SIGINT) == 0);  // the caller's mask is what it was
+}
+
+TEST_CASE("a wait descriptor is level-triggered") {
+  auto d = WaitDescriptor::create();
+  REQUIRE(d.ok());
+  pollfd p{static_cast<int>(d->native()), POLLIN, 0};
+  CHECK(poll(&p, 1, 0) == 0);
+  d->set();
+  d->set();
+  CHECK(poll(&p, 1, 0) == 1);
+  CHECK(poll(&p, 1, 0) == 1);
+  d->clear();
+  CHECK(poll(&p, 1, 0) == 0);
+}
+
+TEST_CASE("the machine is known") {
+  CHECK(available_cpus() >= 1);
+  CHECK(total_memory() > (uint64_t{1} << 26));
+  CHECK(resident_anonymous_bytes() > 0);
+  CHECK(monotonic_ns() > 0);
+}
+
+}  // namespace
+}  // namespace dsv3
