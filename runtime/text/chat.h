@@ -20,6 +20,12 @@ enum class ChatTemplate : uint8_t {
   kV3 = 2,   // V3, V3-0324: <｜User｜>...<｜Assistant｜>, tool calls and outputs
   kR1 = 3,   // R1: V3's with <think>; reasoning of earlier turns is dropped
   kV31 = 4,  // V3.1: thinking and not
+  // What later uploads of the same checkpoints carry.
+  kV31NoOpen = 5,       // answers without reasoning begin with </think> alone
+  kV3Tools = 6,         // content beside tool calls, every list of calls closed
+  kR1Tools = 7,         // the same, and system messages joined
+  kR1ToolsNoThink = 8,  // the same, and the model opens <think> itself (0528)
+  kR1NoThink = 9,       // R1's, and the model opens <think> itself
 };
 const char* chat_template_name(ChatTemplate t);  // "none", "deepseek-v2", ...
 

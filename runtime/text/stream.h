@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -31,23 +33,30 @@ class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops);  // empty strings are ignored
   // Appends text that is certainly not part of a stop string to *out; true when one matched (the
-  // earliest to end; of those the longest); nothing after it, nor it itself, is emitted.
-  bool push(std::string_view text, std::string* out);
+  // earliest to end; of those the longest); nothing after it, nor it itself, is emitted. `consumed`
+  // receives how many bytes of `text` were looked at: all of them, or those up to the match's end.
+  bool push(std::string_view text, std::string* out, size_t* consumed = nullptr);
   // Emits what was held back.
   void finish(std::string* out);
   const std::string& matched() const { return matched_; }
 
  private:
+  // A node of the automaton of Aho and Corasick. Its edges are in edges_, because a table of 256
+  // per node takes a kilobyte for every byte of the stop strings.
   struct Node {
-    int32_t next[256];
-    int32_t fail;
-    int32_t match;  // index of the longest stop string that ends here, or -1
-    int32_t depth;
+    int32_t fail = 0;
+    int32_t match = -1;  // index of the longest stop string that ends here, or -1
+    int32_t depth = 0;
   };
+  int32_t step(int32_t state, uint8_t byte) const;
+  int32_t edge(int32_t node, uint8_t byte) const;  // -1: none
+
   std::vector<std::string> stops_;
   std::vector<Node> nodes_;
+  std::unordered_map<int64_t, int32_t> edges_;  // node * 256 + byte -> node
   int32_t state_ = 0;
-  std::string held_;
+  bool done_ = false;
+  std::string held_;  // the last nodes_[state_].depth bytes of the text
   std::string matched_;
 };
 

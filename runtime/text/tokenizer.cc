@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <deque>
 
 #include "runtime/text/added_tokens.h"
 #include "runtime/text/bpe.h"
@@ -110,31 +111,50 @@ Result<Tokenizer> Tokenizer::open(std::span<const uint8_t> bytes, const std::str
 
 Status Tokenizer::encode(std::string_view text, const EncodeOptions& options,
                          std::vector<int32_t>* out) const {
-  std::string repaired;
-  if (!is_valid_utf8(text)) {
-    append_lossy_utf8(text, &repaired);
-    text = repaired;
-  }
+  const TextPart part{text, options.parse_special};
+  return encode_parts({&part, 1}, out);
+}
+
+Status Tokenizer::encode_parts(std::span<const TextPart> parts, std::vector<int32_t>* out) const {
   Regex::Scratch scratch;
   if (!scratch.ok()) return make_error(Code::kOutOfMemory, "out of memory");
-  const size_t begin = out->size();
-  Encoder encoder(impl_->image, text, out);
-  Status status;
-  if (!options.parse_special) {
-    status = impl_->pre_tokenizer.split(text, &scratch, &encoder);
-  } else {
-    std::vector<AddedTokens::Part> parts;
-    status = impl_->added.split(text, &scratch, &parts);
-    for (size_t i = 0; i < parts.size() && status.ok(); ++i) {
-      if (parts[i].id != kNoId) {
-        out->push_back(static_cast<int32_t>(parts[i].id));
-      } else {
-        status = impl_->pre_tokenizer.split(parts[i].text, &scratch, &encoder);
-      }
+  std::deque<std::string> repaired;  // what parts that are not UTF-8 became
+  // Alternating texts and tokens; neighbouring texts are joined before they are encoded.
+  std::vector<AddedTokens::Part> pieces;
+  for (const TextPart& part : parts) {
+    std::string_view text = part.text;
+    if (!is_valid_utf8(text)) {
+      repaired.emplace_back();
+      append_lossy_utf8(text, &repaired.back());
+      text = repaired.back();
+    }
+    if (part.parse_special) {
+      DSV3_TRY(impl_->added.split(text, &scratch, &pieces));
+    } else {
+      pieces.push_back({kNoId, text});
     }
   }
-  if (!status.ok()) out->resize(begin);
-  return status;
+  const size_t begin = out->size();
+  for (size_t i = 0; i < pieces.size();) {
+    if (pieces[i].id != kNoId) {
+      out->push_back(static_cast<int32_t>(pieces[i++].id));
+      continue;
+    }
+    std::string joined;
+    std::string_view text = pieces[i++].text;
+    if (i < pieces.size() && pieces[i].id == kNoId) {
+      joined = text;
+      for (; i < pieces.size() && pieces[i].id == kNoId; ++i) joined += pieces[i].text;
+      text = joined;
+    }
+    Encoder encoder(impl_->image, text, out);
+    const Status status = impl_->pre_tokenizer.split(text, &scratch, &encoder);
+    if (!status.ok()) {
+      out->resize(begin);
+      return status;
+    }
+  }
+  return {};
 }
 
 std::string_view Tokenizer::token_bytes(int32_t id) const {

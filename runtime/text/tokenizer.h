@@ -23,6 +23,12 @@ struct EncodeOptions {
   bool parse_special = false;
 };
 
+// A stretch of a text of which only some stretches are read for special tokens.
+struct TextPart {
+  std::string_view text;
+  bool parse_special = false;
+};
+
 class Tokenizer {
  public:
   // Compiles tokenizer.json (+ tokenizer_config.json, special_tokens_map.json where present) of a
@@ -44,6 +50,9 @@ class Tokenizer {
   // UTF-8 is encoded as U+FFFD per maximal invalid part (as Rust's from_utf8_lossy does).
   Status encode(std::string_view text, const EncodeOptions& options,
                 std::vector<int32_t>* out) const;
+  // The same for a text in parts. Tokens are those of the whole text, as if it had not been cut:
+  // words reach across the seams, added tokens' texts do not.
+  Status encode_parts(std::span<const TextPart> parts, std::vector<int32_t>* out) const;
   // Bytes of a token as they appear in text (an added token: its text). Empty for ids that no token
   // has. The view lives as long as the image or the tokenizer.
   std::string_view token_bytes(int32_t id) const;
