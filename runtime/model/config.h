@@ -71,6 +71,8 @@ struct ModelConfig {
 
   // Reads config.json (an object); `where` is the file's name for messages.
   static Result<ModelConfig> from_json(const Json& json, const std::string& where);
+  // Adds what generation_config.json says: further end-of-sequence tokens.
+  Status add_generation_config(const Json& json, const std::string& where);
   // Every rule that the rest of the library relies on: positive sizes, divisibility, ranges, totals
   // that fit. Names the field, its value and what was expected.
   Status validate(const std::string& where) const;
