@@ -8,6 +8,9 @@
 namespace dsv3 {
 namespace {
 
+// No machine has more address space; asking an allocator for it is an error in some of them.
+constexpr size_t kMaxAllocation = size_t{1} << 47;
+
 struct Allocator {
   void* (*aligned)(size_t size, size_t align);
   void (*release)(void*);
@@ -45,7 +48,7 @@ const Allocator& allocator() {
 
 void* host_alloc(size_t size, size_t align) noexcept {
   if (size == 0) size = 1;
-  if (size > SIZE_MAX / 2) return nullptr;
+  if (size > kMaxAllocation) return nullptr;
   if (align < sizeof(void*)) align = sizeof(void*);
   return allocator().aligned(size, align);
 }

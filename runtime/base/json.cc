@@ -114,6 +114,12 @@ Result<Json> parse_json(std::string_view text, const std::string& where, JsonLim
     return make_error(Code::kCorrupt, "%s: %zu bytes of JSON, expected at most %zu", where.c_str(),
                       text.size(), limits.max_bytes);
   }
+  // The parser takes a NUL byte for the end of its input and would never see what follows.
+  const size_t nul = text.find('\0');
+  if (nul != std::string_view::npos) {
+    return make_error(Code::kCorrupt, "%s: not valid JSON at byte %zu: a NUL byte", where.c_str(),
+                      nul + 1);
+  }
   Builder builder(where, limits);
   const bool ok = Json::sax_parse(text.begin(), text.end(), &builder);
   if (!ok) {

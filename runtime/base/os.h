@@ -108,6 +108,8 @@ class Thread {
   Thread& operator=(Thread&&) noexcept;
   ~Thread();  // joins
   void join();
+  // Instead of joining: for the thread itself, when nobody is left to wait for it.
+  void detach();
 
  private:
   Thread() = default;

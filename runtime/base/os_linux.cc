@@ -400,6 +400,12 @@ void Thread::join() {
   impl_.reset();
 }
 
+void Thread::detach() {
+  if (impl_ == nullptr) return;
+  pthread_detach(impl_->handle);
+  impl_.reset();  // the running thread has read it
+}
+
 void pin_this_thread(int index) {
   cpu_set_t mask;
   if (sched_getaffinity(0, sizeof mask, &mask) != 0) return;
