@@ -1,0 +1,76 @@
+// dsv3 convert HF_DIR OUT.dsv3
+#include <memory>
+
+#include "commands.h"
+#include "common.h"
+
+namespace cli {
+
+namespace {
+
+struct Options {
+  std::string checkpoint, output, weights = "keep";
+  bool overwrite = false, json = false;
+};
+
+void run(const Options& o, Main& main) {
+  main.json = o.json;
+  Interrupt interrupt;
+  dsv3_convert_options options;
+  dsv3_convert_options_init(&options, sizeof options);
+  options.weights = o.weights == "fp8" ? DSV3_WEIGHTS_FP8 : DSV3_WEIGHTS_KEEP;
+  options.overwrite = o.overwrite ? 1 : 0;
+  options.cancel = interrupt.token();
+  const Stopwatch watch;
+  {
+    Progress progress("converting", Progress::Unit::kBytes);
+    options.progress = Progress::callback;
+    options.progress_user = &progress;
+    call([&](dsv3_error** e) {
+      return dsv3_convert(o.checkpoint.c_str(), o.output.c_str(), &options, e);
+    });
+  }
+  const double seconds = watch.seconds();
+  // Opening it again shows that the file is whole, and says what is in it.
+  dsv3_model* raw = nullptr;
+  call([&](dsv3_error** e) { return dsv3_model_open(o.output.c_str(), nullptr, &raw, e); });
+  const Model model(raw);
+  const dsv3_model_info info = model_info(model.get());
+  if (o.json) {
+    write_json({{"output", o.output},
+                {"model_type", info.model_type},
+                {"parameters", info.parameters},
+                {"file_bytes", info.file_bytes},
+                {"seconds", seconds}});
+    return;
+  }
+  write_out(format("%s: %s, %s parameters, %s, in %.1f s (%s/s)\n", o.output.c_str(),
+                   info.model_type, human_count(info.parameters).c_str(),
+                   human_bytes(info.file_bytes).c_str(), seconds,
+                   human_bytes(static_cast<uint64_t>(static_cast<double>(info.file_bytes) /
+                                                     (seconds > 0 ? seconds : 1)))
+                       .c_str()));
+}
+
+}  // namespace
+
+void add_convert(CLI::App& app, Main& main) {
+  CLI::App* command =
+      app.add_subcommand("convert", "Turn a Hugging Face checkpoint into one .dsv3 file");
+  auto o = std::make_shared<Options>();
+  command
+      ->add_option("HF_DIR", o->checkpoint, "folder with config.json, safetensors, tokenizer.json")
+      ->required();
+  command->add_option("OUT.dsv3", o->output, "the file to write")->required();
+  command
+      ->add_option(
+          "--weights", o->weights,
+          "keep the checkpoint's types, or quantise BF16, F16 and F32 linear layers to fp8")
+      ->check(CLI::IsMember({"keep", "fp8"}))
+      ->capture_default_str();
+  command->add_flag("--overwrite", o->overwrite, "replace an existing file");
+  command->add_flag("--json", o->json, "print the result as JSON");
+  command->callback([o, &main] { run(*o, main); });
+}
+
+}  // namespace cli

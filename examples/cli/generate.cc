@@ -1,0 +1,64 @@
+// dsv3 generate FILE --prompt TEXT|-: goes on where a text ends.
+#include <memory>
+
+#include "commands.h"
+#include "common.h"
+#include "generation.h"
+#include "options.h"
+
+namespace cli {
+
+namespace {
+
+struct Options {
+  ModelOptions model;
+  ContextOptions context;
+  SamplingOptions sampling;
+  OutputOptions output;
+  std::string prompt;
+  bool parse_special = false, no_bos = false, echo = false;
+};
+
+void run(Options& o, Main& main) {
+  main.json = o.output.machine();
+  Interrupt interrupt;
+  const dsv3_request_options options = o.sampling.make(interrupt);
+  const bool from_stdin = o.prompt == "-";
+  const std::string prompt = from_stdin ? read_input("-") : o.prompt;
+  require_utf8(prompt, from_stdin ? "standard input" : "--prompt");
+  const Model model = o.model.open(interrupt);
+  const Context context = o.context.create(model.get());
+  const Session session = create_session(context.get());
+  const uint32_t flags =
+      (o.parse_special ? DSV3_APPEND_PARSE_SPECIAL : 0) | (o.no_bos ? 0 : DSV3_APPEND_ADD_BOS);
+  call([&](dsv3_error** e) {
+    return dsv3_session_append_text(session.get(), prompt.data(), prompt.size(), flags, nullptr,
+                                    nullptr, e);
+  });
+  if (o.echo && !o.output.machine()) write_out(prompt);
+  const Generation result = generate(session.get(), options, o.output);
+  if (o.output.json) write_json(to_json(model.get(), result, o.sampling.logprobs));
+  if (!o.output.machine()) write_out("\n");
+  report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
+  main.exit_code = exit_code(result);
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, Main& main) {
+  CLI::App* command = app.add_subcommand("generate", "Go on where a text ends, streamed");
+  auto o = std::make_shared<Options>();
+  o->model.add_to(*command);
+  command->add_option("--prompt", o->prompt, "the text to go on from; - is standard input")
+      ->required();
+  command->add_flag("--parse-special", o->parse_special,
+                    "read special tokens' texts in the prompt as those tokens");
+  command->add_flag("--no-bos", o->no_bos, "do not begin with the begin-of-sentence token");
+  command->add_flag("--echo", o->echo, "print the prompt first");
+  o->context.add_to(*command);
+  o->sampling.add_to(*command);
+  o->output.add_to(*command);
+  command->callback([o, &main] { run(*o, main); });
+}
+
+}  // namespace cli
