@@ -19,6 +19,12 @@ class PageTable {
   PageTable& operator=(const PageTable&) = delete;
   PageTable(PageTable&& other) noexcept;
 
+  // Of two tables of one pool.
+  void swap(PageTable& other) noexcept {
+    pages_.swap(other.pages_);
+    data_.swap(other.data_);
+  }
+
   // Makes positions [begin, end) writable: takes missing pages and replaces shared ones in that
   // range by copies. On failure (kCapacity, kOutOfMemory) the table is as it was.
   Status make_writable(int64_t begin, int64_t end);

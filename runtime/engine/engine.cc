@@ -1,0 +1,253 @@
+#include "runtime/engine/engine.h"
+
+#include <algorithm>
+#include <cinttypes>
+
+#include "runtime/base/alloc.h"
+#include "runtime/base/checked.h"
+
+namespace dsv3 {
+namespace {
+
+constexpr int64_t kPageTokens = kernels::kLatentPageTokens;
+constexpr int64_t kDefaultSequences = 4;
+
+kernels::MlaShape mla_shape_of(const ModelConfig& c) {
+  kernels::MlaShape shape;
+  shape.heads = static_cast<int32_t>(c.num_attention_heads);
+  shape.kv_lora_rank = static_cast<int32_t>(c.kv_lora_rank);
+  shape.qk_nope_head_dim = static_cast<int32_t>(c.qk_nope_head_dim);
+  shape.qk_rope_head_dim = static_cast<int32_t>(c.qk_rope_head_dim);
+  shape.v_head_dim = static_cast<int32_t>(c.v_head_dim);
+  return shape;
+}
+
+int32_t chunk_of(const EngineOptions& o) {
+  return o.prefill_chunk > 0 ? o.prefill_chunk : kDefaultPrefillChunk;
+}
+
+// How many pages the budget holds.
+Result<int64_t> page_budget(const ModelConfig& config, const EngineOptions& options,
+                            size_t page_bytes) {
+  const auto page = static_cast<uint64_t>(page_bytes);
+  if (options.cache_bytes > 0) {
+    if (options.cache_bytes < page) {
+      return make_field_error(Code::kInvalidArgument, "cache_bytes",
+                              "cache_bytes is %" PRIu64 ", expected at least %" PRIu64
+                              ": one page of %lld tokens",
+                              options.cache_bytes, page, static_cast<long long>(kPageTokens));
+    }
+    return static_cast<int64_t>(std::min<uint64_t>(options.cache_bytes / page, INT32_MAX));
+  }
+  const int64_t wanted = kDefaultSequences * ceil_div(config.max_position_embeddings, kPageTokens);
+  const uint64_t memory = total_memory();
+  const int64_t limit =
+      memory == 0 ? wanted : static_cast<int64_t>(std::min<uint64_t>(memory / 4 / page, INT32_MAX));
+  return std::max<int64_t>(1, std::min(wanted, limit));
+}
+
+kernels::DeviceOptions device_options(const EngineOptions& options) {
+  kernels::DeviceOptions d;
+  d.kernels = options.kernels;
+  d.threads = options.threads;
+  d.pin_threads = options.pin_threads;
+  return d;
+}
+
+}  // namespace
+
+Status EngineOptions::validate() const {
+  if (threads < 0 || threads > 1024) {
+    return make_field_error(Code::kInvalidArgument, "threads",
+                            "threads is %d, expected 0 (all CPUs) to 1024", threads);
+  }
+  if (prefill_chunk < 0 || prefill_chunk > 65536) {
+    return make_field_error(Code::kInvalidArgument, "prefill_chunk",
+                            "prefill_chunk is %d, expected 0 (default) to 65536", prefill_chunk);
+  }
+  return {};
+}
+
+Engine::Engine(std::shared_ptr<const Model> model, const EngineOptions& options)
+    : model_(std::move(model)),
+      options_(options),
+      process_(process_id()),
+      out_of_memory_(Code::kOutOfMemory, "out of memory", "", /*retryable=*/true),
+      internal_(Code::kInternal, "an unexpected exception inside a step"),
+      cancelled_(Code::kCancelled, "the request was cancelled"),
+      deadline_(Code::kDeadline, "the request's deadline passed", "deadline_ms") {}
+
+Result<std::shared_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model,
+                                               const EngineOptions& options) {
+  DSV3_TRY(options.validate());
+  std::shared_ptr<Engine> engine(new Engine(std::move(model), options));
+  DSV3_TRY(engine->start());
+  return engine;
+}
+
+Status Engine::start() {
+  const ModelConfig& config = model_->config();
+  DSV3_ASSIGN(device_, kernels::make_device(device_options(options_)));
+  const int32_t chunk = chunk_of(options_);
+  DSV3_ASSIGN(forward_,
+              ForwardModel::create(model_, device_.get(), std::max(chunk, kMaxBatch), kMaxBatch));
+  DSV3_ASSIGN(const int64_t pages, page_budget(config, options_, forward_->page_bytes()));
+  pool_ = std::make_unique<PagePool>(device_.get(), forward_->page_bytes(), pages);
+  scheduler_ = std::make_unique<Scheduler>(chunk, kMaxBatch);
+  sampler_ = std::make_unique<Sampler>(config.vocab_size);
+  logits_.resize(static_cast<size_t>(kMaxBatch) * static_cast<size_t>(config.vocab_size));
+  plan_.parts.reserve(kMaxBatch);
+  step_tokens_.reserve(static_cast<size_t>(std::max(chunk, kMaxBatch)));
+  step_sequences_.reserve(static_cast<size_t>(kMaxBatch));
+  head_rows_.reserve(static_cast<size_t>(kMaxBatch));
+  log(LogLevel::kInfo, format("kernels %s, %d threads, %lld pages of %zu bytes, allocator %s",
+                              device_->name(), device_->threads(), static_cast<long long>(pages),
+                              forward_->page_bytes(), host_allocator_name())
+                           .c_str());
+  self_ = shared_from_this();
+  Result<Thread> thread = Thread::start("dsv3-engine", thread_main, this);
+  if (!thread.ok()) {
+    self_.reset();
+    return thread.status();
+  }
+  const std::lock_guard lock(mutex_);
+  thread_.emplace(std::move(*thread));
+  return {};
+}
+
+Engine::~Engine() = default;
+
+Result<MemoryEstimate> Engine::estimate(const Model& model, const EngineOptions& options) {
+  DSV3_TRY(options.validate());
+  const ModelConfig& config = model.config();
+  kernels::DeviceOptions d = device_options(options);
+  d.threads = 1;  // only asked for its page size
+  DSV3_ASSIGN(const std::unique_ptr<kernels::Device> device, kernels::make_device(d));
+  const size_t page_bytes =
+      device->latent_page_bytes(mla_shape_of(config)) * static_cast<size_t>(config.cache_layers());
+  DSV3_ASSIGN(const int64_t pages, page_budget(config, options, page_bytes));
+  MemoryEstimate e;
+  e.weight_bytes = model.weight_bytes();
+  e.cache_bytes = static_cast<uint64_t>(pages) * page_bytes;
+  e.cache_tokens = static_cast<uint64_t>(pages * kPageTokens);
+  e.scratch_bytes =
+      ForwardModel::activation_bytes(config, std::max(chunk_of(options), kMaxBatch), kMaxBatch) +
+      static_cast<uint64_t>(kMaxBatch) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
+  e.machine_bytes = total_memory();
+  return e;
+}
+
+void Engine::shutdown() noexcept {
+  const bool may_wait = !on_engine_thread() && !CallbackScope::active();
+  {
+    const std::lock_guard lock(mutex_);
+    stop_.store(true, std::memory_order_relaxed);
+    detach_ = detach_ || !may_wait;
+    work_.notify_all();
+  }
+  if (may_wait && thread_) thread_->join();
+}
+
+Status Engine::check_process() const {
+  if (!forked()) return {};
+  return Status(Code::kForked, "this handle was made before fork() and its threads are not here",
+                "context");
+}
+
+EngineInfo Engine::info() const {
+  EngineInfo info;
+  info.threads = device_->threads();
+  info.kernels = device_->name();
+  info.allocator = host_allocator_name();
+  const std::lock_guard lock(mutex_);
+  info.page_bytes = pool_->page_bytes();
+  info.pages = static_cast<uint64_t>(pool_->capacity());
+  info.pages_used = static_cast<uint64_t>(pool_->used());
+  info.sessions = sessions_;
+  for (const auto& task : tasks_) {
+    ++(task->last_served != 0 ? info.requests_running : info.requests_waiting);
+  }
+  return info;
+}
+
+Result<std::shared_ptr<Session>> Engine::create_session() {
+  return std::make_shared<Session>(shared_from_this(), PageTable(pool_.get()));
+}
+
+Status Engine::check_tokens(std::span<const int32_t> tokens, int64_t length) const {
+  const ModelConfig& config = model_->config();
+  const auto room = static_cast<uint64_t>(config.max_position_embeddings - length);
+  if (tokens.size() > room) {
+    return make_field_error(Code::kCapacity, "count",
+                            "%lld + %zu tokens are more than max_position_embeddings, %lld",
+                            static_cast<long long>(length), tokens.size(),
+                            static_cast<long long>(config.max_position_embeddings));
+  }
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= config.vocab_size) {
+      return make_field_error(Code::kInvalidArgument, "tokens",
+                              "tokens[%zu] is %d, expected 0 to %lld", i, tokens[i],
+                              static_cast<long long>(config.vocab_size - 1));
+    }
+  }
+  return {};
+}
+
+Status Engine::check_fits(int64_t tokens) const {
+  if (ceil_div(tokens, kPageTokens) <= pool_->capacity()) return {};
+  return make_field_error(Code::kCapacity, "cache_bytes",
+                          "%lld tokens do not fit into the whole cache of %lld tokens "
+                          "(%lld pages): make the context with a greater cache_bytes",
+                          static_cast<long long>(tokens),
+                          static_cast<long long>(pool_->capacity() * kPageTokens),
+                          static_cast<long long>(pool_->capacity()));
+}
+
+Status Engine::lock_idle(const Session& session, std::unique_lock<std::mutex>* lock) {
+  DSV3_TRY(check_process());
+  *lock = std::unique_lock(mutex_);
+  while (const Task* running = session.state().running) {
+    // An engine's own thread must not wait for a task's end.
+    if (!running->abandoned() || on_engine_thread()) {
+      return Status(Code::kBusy, "a request runs on this session", "session", /*retryable=*/true);
+    }
+    idle_.wait(*lock);
+  }
+  return {};
+}
+
+void Engine::wake() noexcept {
+  const std::lock_guard lock(mutex_);
+  wake_ = true;
+  work_.notify_one();
+}
+
+void Engine::cancel_running(const Session& session) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (session.state().running == nullptr) return;
+  session.state().running->cancel();
+  wake_ = true;
+  work_.notify_one();
+}
+
+void Engine::session_gone(const Session* session) {
+  --sessions_;
+  if (spare_ == session) spare_ = nullptr;
+}
+
+void Engine::set_spare(Session* session) {
+  const std::lock_guard lock(mutex_);
+  spare_ = session;
+}
+
+void Engine::log(LogLevel level, const char* message) const noexcept {
+  if (options_.log == nullptr) return;
+  try {
+    const CallbackScope scope;
+    options_.log(options_.log_user, static_cast<int32_t>(level), message);
+  } catch (...) {
+    // A log sink that throws loses its message.
+  }
+}
+
+}  // namespace dsv3

@@ -1,0 +1,182 @@
+// One engine per context: a device, the model bound to it, the pool of latent pages, and one thread
+// that serves tasks in steps: plan, reserve pages, run, commit or roll back. One task's failure is
+// its own.
+//
+// Threads: mutex() guards the list of tasks, every session's state and the page pool. The device
+// and the forward pass belong to the engine's thread alone and run without the mutex. Callbacks of
+// the embedder run without any lock of the engine.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "runtime/base/os.h"
+#include "runtime/base/status.h"
+#include "runtime/cache/page_pool.h"
+#include "runtime/engine/sampler.h"
+#include "runtime/engine/scheduler.h"
+#include "runtime/engine/session.h"
+#include "runtime/engine/task.h"
+#include "runtime/forward/model.h"
+#include "runtime/model/model.h"
+
+namespace dsv3 {
+
+enum class LogLevel : int32_t { kError = 1, kWarning = 2, kInfo = 3, kDebug = 4 };
+using LogFn = void (*)(void* user, int32_t level, const char* message);
+
+struct EngineOptions {
+  int32_t threads = 0;        // 0: the CPUs this process may use
+  std::string kernels;        // "": the best this machine runs
+  uint64_t cache_bytes = 0;   // 0: four sequences of max_position_embeddings, at most 1/4 of memory
+  int32_t prefill_chunk = 0;  // 0: kDefaultPrefillChunk
+  bool pin_threads = false;
+  LogFn log = nullptr;
+  void* log_user = nullptr;
+
+  Status validate() const;
+};
+inline constexpr int32_t kDefaultPrefillChunk = 256;
+inline constexpr int32_t kMaxBatch = 16;  // rows of a decode step, and of one call of the head
+
+struct EngineInfo {
+  int32_t threads = 0;
+  bool bit_identical = true;
+  const char* kernels = "";
+  const char* allocator = "";
+  uint64_t page_bytes = 0, pages = 0, pages_used = 0;
+  uint64_t sessions = 0, requests_running = 0, requests_waiting = 0;
+};
+
+struct MemoryEstimate {
+  uint64_t weight_bytes = 0, cache_bytes = 0, cache_tokens = 0, scratch_bytes = 0;
+  uint64_t machine_bytes = 0;
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  static Result<std::shared_ptr<Engine>> create(std::shared_ptr<const Model> model,
+                                                const EngineOptions& options);
+  // What create() would need.
+  static Result<MemoryEstimate> estimate(const Model& model, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+
+  // Ends all tasks (kCancelled) and the thread; sessions stay valid to ask and to free. Waits for
+  // the thread, except on a thread of an engine (a deferred free), where it cannot.
+  void shutdown() noexcept;
+  // Whether this is another process than the one that made the engine. Nothing that locks may be
+  // called then: another thread may have held the lock at the time of the fork.
+  bool forked() const { return process_id() != process_; }
+  Status check_process() const;
+
+  const Model& model() const { return *model_; }
+  EngineInfo info() const;
+  Result<std::shared_ptr<Session>> create_session();
+  // Ids within the vocabulary, and `length` + tokens within the longest sequence.
+  Status check_tokens(std::span<const int32_t> tokens, int64_t length) const;
+  // kCapacity, not retryable, when the whole pool cannot hold so many tokens.
+  Status check_fits(int64_t tokens) const;
+
+  // Hands a task over. `prepare(Session::State&)` runs under the mutex when the session is free,
+  // and may refuse. kBusy when another task runs on the session; waits for one that was abandoned.
+  template <class Prepare>
+  Status submit(std::shared_ptr<Task> task, Prepare prepare);
+  // Makes an idle engine look at its tasks again.
+  void wake() noexcept;
+  // Cancels the task that runs on the session, if any.
+  void cancel_running(const Session& session) noexcept;
+
+  // --- Sessions and tasks only.
+  std::mutex& mutex() const { return mutex_; }
+  // Locks the mutex with no task running on the session.
+  Status lock_idle(const Session& session, std::unique_lock<std::mutex>* lock);
+  void session_made() { ++sessions_; }        // under the mutex
+  void session_gone(const Session* session);  // under the mutex
+  // A session whose latents may be dropped when the pool is exhausted and nothing runs on it.
+  void set_spare(Session* session);
+  const Status& out_of_memory() const { return out_of_memory_; }
+  void log(LogLevel level, const char* message) const noexcept;
+
+ private:
+  Engine(std::shared_ptr<const Model> model, const EngineOptions& options);
+  Status start();
+
+  // The engine's thread: loop.cc.
+  static void thread_main(void* self);
+  void loop();
+  struct StoppedTasks {
+    std::array<std::shared_ptr<Task>, 16> tasks;
+    std::array<FinishReason, 16> reasons;
+    size_t count = 0;
+  };
+  void collect_stopped(StoppedTasks* out);
+  void wait_for_work(std::unique_lock<std::mutex>* lock);
+  void run_plan(StepPlan* plan);
+  void run_step(StepPlan* plan);
+  Status reserve_pages(const PlanRows& part);
+  void commit(StepPlan* plan, const Step& step);
+  void run_alone(StepPlan* plan);
+  void read_logits(StepPlan* plan);
+  void fail(PlanRows* part, const Status& status);
+  void end_task(std::shared_ptr<Task> task, Finish finish) noexcept;
+  static bool should_stop(void* self);
+
+  const std::shared_ptr<const Model> model_;
+  const EngineOptions options_;
+  const uint64_t process_;
+  const Status out_of_memory_, internal_, cancelled_,
+      deadline_;  // made beforehand: reporting them cannot fail
+
+  std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<ForwardModel> forward_;
+  std::unique_ptr<PagePool> pool_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;  // the engine's thread waits here
+  std::condition_variable idle_;  // who waits for an abandoned task's end
+  std::vector<std::shared_ptr<Task>> tasks_;
+  bool wake_ = false;    // something changed since the thread last looked
+  bool detach_ = false;  // nobody will join the thread
+  std::atomic<bool> stop_{false};
+  uint64_t sessions_ = 0;
+  Session* spare_ = nullptr;
+  std::shared_ptr<Engine> self_;  // held for the thread
+  std::optional<Thread> thread_;
+
+  // The engine's thread's own.
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<Sampler> sampler_;
+  StepPlan plan_;
+  const StepPlan* running_ = nullptr;
+  std::vector<int32_t> step_tokens_, head_rows_;
+  std::vector<kernels::SequenceRows> step_sequences_;
+  std::vector<float> logits_;  // [kMaxBatch, vocab]
+};
+
+template <class Prepare>
+Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
+  std::unique_lock<std::mutex> lock;
+  Session& session = task->session();
+  DSV3_TRY(lock_idle(session, &lock));
+  if (stop_.load(std::memory_order_relaxed)) {
+    return Status(Code::kCancelled, "the context was freed", "context");
+  }
+  tasks_.reserve(tasks_.size() + 1);  // what can fail comes before the session is changed
+  DSV3_TRY(prepare(session.state()));
+  session.publish();
+  session.state().running = task.get();
+  tasks_.push_back(std::move(task));
+  wake_ = true;
+  work_.notify_one();
+  return {};
+}
+
+}  // namespace dsv3

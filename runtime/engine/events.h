@@ -1,0 +1,102 @@
+// What a request tells its consumer, and the queue between the engine's thread and the consumer's.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/base/os.h"
+#include "runtime/base/status.h"
+#include "runtime/engine/sampler.h"
+
+namespace dsv3 {
+
+// The numbers are those of dsv3.h.
+enum class EventKind : int32_t { kProgress = 1, kText = 2, kReasoning = 3, kFinished = 4 };
+enum class FinishReason : int32_t {
+  kNone = 0,  // not finished
+  kStopToken = 1,
+  kStopString = 2,
+  kMaxTokens = 3,
+  kContextLength = 4,
+  kCancelled = 5,
+  kDeadline = 6,
+  kError = 7,
+};
+
+struct RequestStatistics {
+  uint64_t prompt_tokens = 0;
+  uint64_t cached_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t drafted_tokens = 0;
+  uint64_t accepted_tokens = 0;
+  uint64_t queue_ns = 0;
+  uint64_t prefill_ns = 0;
+  uint64_t decode_ns = 0;
+  uint64_t first_token_ns = 0;
+  uint64_t total_ns = 0;
+};
+
+struct EventToken {
+  int32_t id = -1;
+  float logprob = 0;
+  uint32_t top_begin = 0;  // in Event::top
+  uint32_t top_count = 0;
+};
+
+// One event. Objects are reused: clear() keeps the buffers.
+struct Event {
+  EventKind kind = EventKind::kProgress;
+  std::string text;  // kText, kReasoning
+  std::vector<EventToken> tokens;
+  std::vector<TopToken> top;
+  uint64_t prompt_done = 0, prompt_total = 0;  // kProgress
+  // kFinished
+  FinishReason reason = FinishReason::kNone;
+  Status status;
+  int32_t stop_token = -1;
+  std::string stop_string;
+  RequestStatistics statistics;
+
+  void clear(EventKind new_kind);
+};
+
+// Bounded: the engine asks full() before it works for the request. The final event has its own
+// place, so that it can always be delivered. One producer, one consumer.
+class EventQueue {
+ public:
+  explicit EventQueue(uint32_t limit);
+
+  // --- the engine's side
+  bool full() const;
+  // Takes the event's content and leaves an older one's buffers in it. A progress event replaces a
+  // progress event that still waits. May throw std::bad_alloc, and then nothing was added.
+  void push(Event* event);
+  // Delivers the final event, once.
+  void finish(Event* event) noexcept;
+
+  // --- the consumer's side
+  enum class Outcome { kEvent, kTimeout, kEnd };
+  // Waits until `deadline_ns` (monotonic; INT64_MAX: forever). *made_room: the queue was full.
+  Outcome next(int64_t deadline_ns, Event* event, bool* made_room);
+  // Made on first use; -1 when the system has none left. Readable while events wait.
+  intptr_t descriptor();
+
+ private:
+  void signal();  // under mutex_
+
+  const size_t limit_;
+  mutable std::mutex mutex_;
+  std::condition_variable condition_;
+  std::vector<Event> ring_;
+  size_t head_ = 0, count_ = 0;
+  Event final_;
+  bool final_waits_ = false, final_taken_ = false;
+  int waiting_ = 0;  // consumers in next(): without one, no wake-up is paid for
+  std::optional<WaitDescriptor> descriptor_;
+};
+
+}  // namespace dsv3

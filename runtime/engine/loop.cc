@@ -1,0 +1,262 @@
+// The engine's thread: plan, reserve pages, run, commit or roll back. A step that fails leaves
+// every session at the length it had; latents written beyond that are nobody's.
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <limits>
+#include <new>
+#include <utility>
+
+#include "runtime/engine/engine.h"
+
+namespace dsv3 {
+namespace {
+
+// A cancel token cannot wake the engine (setting it is wait-free): a task that waits for its
+// consumer is looked at this often.
+constexpr int64_t kPollNs = 5'000'000;
+
+}  // namespace
+
+void Engine::thread_main(void* self) {
+  auto* engine = static_cast<Engine*>(self);
+  mark_engine_thread();
+  engine->loop();
+  std::shared_ptr<Engine> last;
+  {
+    const std::lock_guard lock(engine->mutex_);
+    last.swap(engine->self_);
+    if (engine->detach_) engine->thread_->detach();
+  }
+}
+
+void Engine::loop() {
+  StoppedTasks stopped;  // nothing here may fail: only steps can run out of memory
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      wake_ = false;
+      collect_stopped(&stopped);
+      if (stopped.count == 0) {
+        if (stop_.load(std::memory_order_relaxed)) return;
+        scheduler_->plan(tasks_, &plan_);
+        if (plan_.parts.empty()) {
+          wait_for_work(&lock);
+          continue;
+        }
+      }
+    }
+    for (size_t i = 0; i < stopped.count; ++i) {
+      end_task(std::move(stopped.tasks[i]), {stopped.reasons[i], Status()});
+    }
+    stopped.count = 0;
+    if (!plan_.parts.empty()) run_plan(&plan_);
+    plan_.clear();  // may drop the last reference of a session: not under the mutex
+  }
+}
+
+void Engine::collect_stopped(StoppedTasks* out) {
+  const int64_t now = monotonic_ns();
+  const bool stop = stop_.load(std::memory_order_relaxed);
+  for (const auto& task : tasks_) {
+    if (out->count == out->tasks.size()) return;  // the rest next time
+    const FinishReason reason = stop ? FinishReason::kCancelled : task->stop_reason(now);
+    if (reason == FinishReason::kNone) continue;
+    out->tasks[out->count] = task;
+    out->reasons[out->count++] = reason;
+  }
+}
+
+void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
+  const auto woken = [&] { return wake_ || stop_.load(std::memory_order_relaxed); };
+  constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+  const int64_t now = monotonic_ns();
+  int64_t until = kNever;
+  for (const auto& task : tasks_) {
+    until = std::min(until, task->deadline_ns());
+    if (task->has_cancel_token()) until = std::min(until, now + kPollNs);
+  }
+  if (until == kNever) {
+    work_.wait(*lock, woken);
+  } else if (until > now) {
+    constexpr int64_t kHourNs = int64_t{3600} * 1'000'000'000;
+    work_.wait_for(*lock, std::chrono::nanoseconds(std::min(until - now, kHourNs)), woken);
+  }
+}
+
+bool Engine::should_stop(void* self) {
+  const auto* engine = static_cast<const Engine*>(self);
+  if (engine->stop_.load(std::memory_order_relaxed)) return true;
+  const int64_t now = monotonic_ns();
+  const auto& parts = engine->running_->parts;
+  return std::any_of(parts.begin(), parts.end(), [&](const PlanRows& part) {
+    return part.task->stop_reason(now) != FinishReason::kNone;
+  });
+}
+
+// Nothing that a step throws goes further than its tasks.
+void Engine::run_plan(StepPlan* plan) {
+  Status status;
+  try {
+    status = model_->check_unchanged();
+    if (status.ok()) run_step(plan);
+  } catch (const std::bad_alloc&) {
+    status = out_of_memory_;
+  } catch (...) {
+    status = internal_;
+  }
+  running_ = nullptr;
+  if (status.ok()) return;
+  for (PlanRows& part : plan->parts) {
+    if (part.task != nullptr) fail(&part, status);
+  }
+}
+
+Status Engine::reserve_pages(const PlanRows& part) {
+  const std::lock_guard lock(mutex_);
+  Session::State& s = part.task->session().state();
+  Status status = s.table.make_writable(part.begin, part.end);
+  if (status.code() != Code::kCapacity || spare_ == nullptr || spare_->state().running != nullptr) {
+    return status;
+  }
+  Session::State& spare = spare_->state();
+  spare.computed = 0;
+  spare.table.truncate(0);
+  spare_->publish();
+  return s.table.make_writable(part.begin, part.end);
+}
+
+void Engine::run_step(StepPlan* plan) {
+  const int64_t now = monotonic_ns();
+  for (PlanRows& part : plan->parts) {
+    part.task->started(now);
+    const Status reserved = reserve_pages(part);
+    if (!reserved.ok()) fail(&part, reserved);
+  }
+  std::erase_if(plan->parts, [](const PlanRows& part) { return part.task == nullptr; });
+  if (plan->parts.empty()) return;
+
+  step_tokens_.clear();
+  step_sequences_.clear();
+  for (PlanRows& part : plan->parts) {
+    const Session::State& s = part.task->session().state();
+    part.row_begin = static_cast<int32_t>(step_tokens_.size());
+    step_sequences_.push_back({part.row_begin, part.rows(), part.begin, s.table.data()});
+    step_tokens_.insert(step_tokens_.end(), s.tokens.begin() + part.begin,
+                        s.tokens.begin() + part.end);
+  }
+  Step step;
+  step.tokens = step_tokens_;
+  step.sequences = step_sequences_;
+  step.should_stop = should_stop;
+  step.should_stop_user = this;
+  running_ = plan;
+  const Status status = forward_->run(step);
+  if (status.code() == Code::kCancelled)
+    return;  // the loop finds out whose; others are planned again
+  if (status.ok()) {
+    read_logits(plan);
+    commit(plan, step);
+  } else if (plan->parts.size() == 1) {
+    fail(&plan->parts[0], status);
+  } else {
+    run_alone(plan);
+  }
+}
+
+// A batch failed: whose fault it is shows when each runs alone. Results do not depend on the batch.
+void Engine::run_alone(StepPlan* plan) {
+  for (PlanRows& part : plan->parts) {
+    StepPlan single;
+    single.parts.push_back(part);
+    part.task.reset();  // the single plan answers for it now
+    run_plan(&single);
+  }
+}
+
+// The last rows' logits of the tasks that asked for them, to logits_.
+void Engine::read_logits(StepPlan* plan) {
+  const auto vocab = static_cast<size_t>(model_->config().vocab_size);
+  head_rows_.clear();
+  for (PlanRows& part : plan->parts) {
+    part.head_row = -1;
+    if (!part.task->wants_logits(part.end)) continue;
+    part.head_row = static_cast<int32_t>(head_rows_.size());
+    head_rows_.push_back(part.row_begin + part.rows() - 1);
+  }
+  if (head_rows_.empty()) return;
+  Status status = forward_->head(head_rows_, logits_.data());
+  if (status.ok()) return;
+  for (PlanRows& part : plan->parts) {
+    if (part.head_row < 0) continue;
+    const auto row = static_cast<size_t>(part.head_row);
+    if (head_rows_.size() > 1) {
+      status = forward_->head(std::span(head_rows_).subspan(row, 1), logits_.data() + row * vocab);
+    }
+    if (!status.ok()) fail(&part, status);
+  }
+}
+
+void Engine::commit(StepPlan* plan, const Step& step) {
+  const auto vocab = static_cast<size_t>(model_->config().vocab_size);
+  for (PlanRows& part : plan->parts) {
+    if (part.task == nullptr) continue;
+    {
+      const std::lock_guard lock(mutex_);
+      part.task->session().state().computed = part.end;
+      part.task->session().publish();
+    }
+    StepRun run;
+    run.forward = forward_.get();
+    run.sampler = sampler_.get();
+    run.step = &step;
+    run.row_begin = part.row_begin;
+    run.begin = part.begin;
+    run.end = part.end;
+    run.scratch = logits_;
+    if (part.head_row >= 0) {
+      run.logits = run.scratch.subspan(static_cast<size_t>(part.head_row) * vocab, vocab);
+    }
+    Finish finish;
+    Status status;
+    try {
+      status = part.task->commit(run, &finish);
+    } catch (const std::bad_alloc&) {
+      status = out_of_memory_;
+    } catch (...) {
+      status = internal_;
+    }
+    if (!status.ok()) {
+      fail(&part, status);
+    } else if (finish.reason != FinishReason::kNone) {
+      end_task(std::move(part.task), std::move(finish));
+    }
+  }
+}
+
+void Engine::fail(PlanRows* part, const Status& status) {
+  // A hook that found its request freed reports it as cancelled.
+  const bool cancelled = status.code() == Code::kCancelled;
+  if (!cancelled) log(LogLevel::kWarning, status.message().c_str());
+  end_task(std::move(part->task),
+           {cancelled ? FinishReason::kCancelled : FinishReason::kError, status});
+}
+
+void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
+  if (finish.status.ok() && finish.reason == FinishReason::kCancelled) finish.status = cancelled_;
+  if (finish.status.ok() && finish.reason == FinishReason::kDeadline) finish.status = deadline_;
+  {
+    const std::lock_guard lock(mutex_);
+    Session& session = task->session();
+    Session::State& s = session.state();
+    task->settle(finish.status.ok());
+    s.table.truncate(s.computed);
+    session.publish();
+    s.running = nullptr;
+    std::erase(tasks_, task);
+    idle_.notify_all();
+  }
+  task->finished(&finish);
+}
+
+}  // namespace dsv3

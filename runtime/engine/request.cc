@@ -1,0 +1,332 @@
+#include "runtime/engine/request.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "runtime/engine/engine.h"
+
+namespace dsv3 {
+
+Status RequestOptions::validate(const Model& model) const {
+  const int64_t vocab = model.config().vocab_size;
+  DSV3_TRY(sampling.validate(vocab));
+  if (max_tokens > INT32_MAX) {
+    return make_field_error(Code::kInvalidArgument, "max_tokens",
+                            "max_tokens is %llu, expected 0 to %d",
+                            static_cast<unsigned long long>(max_tokens), INT32_MAX);
+  }
+  if (stop_strings.size() > kMaxStopStrings) {
+    return make_field_error(Code::kInvalidArgument, "stop_string_count",
+                            "stop_string_count is %zu, expected at most %zu", stop_strings.size(),
+                            kMaxStopStrings);
+  }
+  for (size_t i = 0; i < stop_strings.size(); ++i) {
+    if (stop_strings[i].empty() || stop_strings[i].size() > kMaxStopStringBytes) {
+      return make_field_error(Code::kInvalidArgument, "stop_strings",
+                              "stop_strings[%zu] has %zu bytes, expected 1 to %zu", i,
+                              stop_strings[i].size(), kMaxStopStringBytes);
+    }
+  }
+  if (!stop_strings.empty() && !model.has_tokenizer()) {
+    return make_field_error(Code::kUnsupported, "stop_strings",
+                            "%s has no tokenizer: stop_strings cannot be used",
+                            model.path().c_str());
+  }
+  for (const int32_t t : stop_tokens) {
+    if (t < 0 || t >= vocab) {
+      return make_field_error(Code::kInvalidArgument, "stop_tokens",
+                              "stop_tokens names token %d, expected 0 to %lld", t,
+                              static_cast<long long>(vocab - 1));
+    }
+  }
+  if (reasoning < -1 || reasoning > 1) {
+    return make_field_error(Code::kInvalidArgument, "reasoning",
+                            "reasoning is %d, expected -1, 0 or 1", reasoning);
+  }
+  if (max_queued_events == 0) {
+    return make_field_error(Code::kInvalidArgument, "max_queued_events",
+                            "max_queued_events is 0, expected at least 1");
+  }
+  return {};
+}
+
+int64_t deadline_after(uint64_t ms, int64_t start_ns) {
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  if (ms == 0) return kNone;
+  const auto left = static_cast<uint64_t>(kNone - start_ns);
+  return ms > left / 1'000'000 ? kNone : start_ns + static_cast<int64_t>(ms * 1'000'000);
+}
+
+namespace {
+
+uint64_t elapsed(int64_t from, int64_t to) {
+  return to > from ? static_cast<uint64_t>(to - from) : 0;
+}
+
+}  // namespace
+
+Request::Request(std::shared_ptr<Session> s, RequestOptions options, int64_t start_ns,
+                 int64_t deadline_ns)
+    : Task(s, options.priority, options.cancel, deadline_ns),
+      options_(std::move(options)),
+      stop_tokens_(options_.stop_tokens),
+      max_length_(s->engine()->model().config().max_position_embeddings),
+      start_ns_(start_ns),
+      queue_(options_.max_queued_events) {
+  const Model& model = s->engine()->model();
+  if (!options_.ignore_eos) {
+    const auto& eos = model.config().eos_token_ids;
+    stop_tokens_.insert(stop_tokens_.end(), eos.begin(), eos.end());
+    if (model.has_tokenizer() && model.tokenizer().eos_id()) {
+      stop_tokens_.push_back(*model.tokenizer().eos_id());
+    }
+  }
+  std::sort(stop_tokens_.begin(), stop_tokens_.end());
+  if (model.has_tokenizer()) {
+    const bool reasoning = options_.reasoning < 0 ? s->reasoning() : options_.reasoning == 1;
+    decoder_.emplace(&model.tokenizer(), options_.stop_strings, reasoning);
+  }
+  // What every token needs, so that decoding does not allocate.
+  sampled_.top.reserve(static_cast<size_t>(std::max(options_.sampling.logprobs, 0)));
+  segments_.reserve(4);
+}
+
+Result<std::shared_ptr<Request>> Request::start(std::shared_ptr<Session> session,
+                                                RequestOptions options, int64_t deadline_ns) {
+  const std::shared_ptr<Engine> engine = session->engine();
+  DSV3_TRY(options.validate(engine->model()));
+  const int64_t now = monotonic_ns();
+  const int64_t deadline = deadline_ns > 0 ? deadline_ns : deadline_after(options.deadline_ms, now);
+  auto request = std::make_shared<Request>(std::move(session), std::move(options), now, deadline);
+  const auto prepare = [&](Session::State& s) -> Status {
+    const auto length = static_cast<int64_t>(s.tokens.size());
+    if (length == 0) {
+      return Status(Code::kInvalidArgument,
+                    "the session is empty: append a prompt before starting a request", "session");
+    }
+    if (Status fits = engine->check_fits(length); !fits.ok()) return fits;
+    const auto most = static_cast<int64_t>(request->options_.max_tokens);
+    s.tokens.reserve(static_cast<size_t>(std::min(request->max_length_, length + most)));
+    // The last token's hidden state is not kept: it is computed again when everything was cached.
+    s.computed = std::min(s.computed, length - 1);
+    request->statistics_.prompt_tokens = static_cast<uint64_t>(length);
+    request->statistics_.cached_tokens = static_cast<uint64_t>(s.computed);
+    return {};
+  };
+  DSV3_TRY(engine->submit(request, prepare));
+  return request;
+}
+
+EventQueue::Outcome Request::next(int64_t deadline_ns, Event* event) {
+  bool made_room = false;
+  const EventQueue::Outcome outcome = queue_.next(deadline_ns, event, &made_room);
+  if (made_room) session().engine()->wake();
+  return outcome;
+}
+
+RequestStatistics Request::statistics() const {
+  const std::lock_guard lock(statistics_mutex_);
+  RequestStatistics s = statistics_;
+  if (s.total_ns == 0) s.total_ns = elapsed(start_ns_, monotonic_ns());  // still running
+  return s;
+}
+
+void Request::cancel_now() noexcept {
+  cancel();
+  session().engine()->wake();
+}
+
+void Request::release() noexcept {
+  abandon();
+  {
+    const std::lock_guard lock(callback_mutex_);
+    detached_ = true;
+  }
+  session().engine()->wake();
+}
+
+// ------------------------------------------------------------------------------- the engine's
+// thread
+
+bool Request::is_stop_token(int32_t id) const {
+  return std::binary_search(stop_tokens_.begin(), stop_tokens_.end(), id);
+}
+
+bool Request::wants_logits(int64_t end) const {
+  return end == static_cast<int64_t>(session().state().tokens.size()) && options_.max_tokens > 0 &&
+         end < max_length_;
+}
+
+void Request::started(int64_t now_ns) {
+  if (service_ns_ != 0) return;
+  service_ns_ = now_ns;
+  const std::lock_guard lock(statistics_mutex_);
+  statistics_.queue_ns = elapsed(start_ns_, now_ns);
+}
+
+Status Request::run_hook(void* self, std::span<float> logits, std::span<const int32_t> tokens) {
+  auto* r = static_cast<Request*>(self);
+  const CallbackScope scope;  // outlives the lock: deferred frees may need it
+  const std::lock_guard lock(r->callback_mutex_);
+  if (r->detached_) return Status(Code::kCancelled, "the request was freed");
+  try {
+    r->options_.logits_hook(r->options_.logits_hook_user, logits.data(), logits.size(),
+                            tokens.data(), tokens.size());
+  } catch (...) {
+    return make_field_error(Code::kInvalidArgument, "logits_hook",
+                            "logits_hook threw an exception");
+  }
+  return {};
+}
+
+Status Request::sample(const StepRun& run) {
+  LogitsHook hook;
+  if (options_.logits_hook != nullptr) hook = {run_hook, this};
+  return run.sampler->sample(options_.sampling, session().state().tokens, run.logits, hook,
+                             &sampled_);
+}
+
+void Request::append(int32_t token) {
+  {
+    const std::lock_guard lock(session().engine()->mutex());
+    session().state().tokens.push_back(token);
+    session().publish();
+  }
+  const int64_t now = monotonic_ns();
+  const std::lock_guard lock(statistics_mutex_);
+  if (statistics_.generated_tokens++ == 0) {
+    statistics_.first_token_ns = elapsed(start_ns_, now);
+    last_token_ns_ = now;
+  }
+  statistics_.decode_ns += elapsed(last_token_ns_, now);
+  last_token_ns_ = now;
+}
+
+Status Request::commit(const StepRun& run, Finish* finish) {
+  pushed_ = false;
+  const auto prompt = static_cast<int64_t>(statistics_.prompt_tokens);
+  if (!prompt_done_) {
+    emit_progress(std::min(run.end, prompt));
+    prompt_done_ = run.end >= prompt;
+    const std::lock_guard lock(statistics_mutex_);
+    statistics_.prefill_ns = elapsed(service_ns_, monotonic_ns());
+  }
+  if (prompt_done_) {
+    if (options_.max_tokens == 0) {
+      finish->reason = FinishReason::kMaxTokens;
+    } else if (run.end >= max_length_) {
+      finish->reason = FinishReason::kContextLength;
+    } else {
+      DSV3_TRY(sample(run));
+      append(sampled_.id);
+      const bool stop = is_stop_token(sampled_.id);
+      const bool matched = emit_token(stop);
+      if (stop) {
+        finish->reason = FinishReason::kStopToken;
+        stop_token_ = sampled_.id;
+      } else if (matched) {
+        finish->reason = FinishReason::kStopString;
+        matched_stop_ = decoder_->matched_stop();
+      } else if (statistics_.generated_tokens >= options_.max_tokens) {
+        finish->reason = FinishReason::kMaxTokens;
+      } else if (run.end + 1 >= max_length_) {
+        finish->reason = FinishReason::kContextLength;
+      }
+    }
+  }
+  // The final event brings its own call.
+  if (pushed_ && finish->reason == FinishReason::kNone) notify();
+  return {};
+}
+
+void Request::emit_progress(int64_t done) {
+  scratch_.clear(EventKind::kProgress);
+  scratch_.prompt_done = static_cast<uint64_t>(done);
+  scratch_.prompt_total = statistics_.prompt_tokens;
+  push(&scratch_);
+}
+
+bool Request::emit_token(bool is_stop_token) {
+  segments_.clear();
+  bool matched = false;
+  if (decoder_) {
+    // A stop token's own text is not part of the answer.
+    if (is_stop_token) {
+      decoder_->finish(&segments_);
+    } else {
+      matched = decoder_->push(sampled_.id, &segments_);
+    }
+    flushed_ = is_stop_token || matched;
+  }
+  emit_segments(/*with_token=*/true);
+  return matched;
+}
+
+// The token belongs to the first event; a token that produced no text has an event of its own.
+void Request::emit_segments(bool with_token) {
+  size_t i = 0;
+  do {
+    const bool has_text = i < segments_.size();
+    const bool reasoning = has_text ? segments_[i].kind == SegmentKind::kReasoning
+                                    : decoder_ && decoder_->in_reasoning();
+    if (!has_text && !with_token) return;
+    scratch_.clear(reasoning ? EventKind::kReasoning : EventKind::kText);
+    if (has_text) scratch_.text.swap(segments_[i].text);
+    if (with_token) {
+      scratch_.tokens.push_back(
+          {sampled_.id, sampled_.logprob, 0, static_cast<uint32_t>(sampled_.top.size())});
+      scratch_.top.assign(sampled_.top.begin(), sampled_.top.end());
+      with_token = false;
+    }
+    push(&scratch_);
+  } while (++i < segments_.size());
+}
+
+void Request::push(Event* event) {
+  if (options_.collect) {
+    if (event->kind == EventKind::kText) collected_ += event->text;
+    return;
+  }
+  queue_.push(event);
+  pushed_ = true;
+}
+
+void Request::notify() noexcept {
+  if (options_.notify == nullptr) return;
+  const CallbackScope scope;
+  const std::lock_guard lock(callback_mutex_);
+  if (detached_) return;
+  try {
+    options_.notify(options_.notify_user);
+  } catch (...) {
+    session().engine()->log(LogLevel::kError, "a notify callback threw an exception: ignored");
+  }
+}
+
+void Request::finished(Finish* finish) noexcept {
+  try {
+    if (decoder_ && !std::exchange(flushed_, true)) {
+      segments_.clear();
+      decoder_->finish(&segments_);
+      emit_segments(/*with_token=*/false);
+    }
+  } catch (...) {
+    finish->reason = FinishReason::kError;
+    finish->status = session().engine()->out_of_memory();
+  }
+  {
+    const std::lock_guard lock(statistics_mutex_);
+    statistics_.total_ns = std::max<uint64_t>(1, elapsed(start_ns_, monotonic_ns()));
+    final_.statistics = statistics_;
+  }
+  final_.kind = EventKind::kFinished;
+  final_.reason = finish->reason;
+  final_.status = finish->status;
+  final_.stop_token = stop_token_;
+  final_.stop_string.swap(matched_stop_);
+  queue_.finish(&final_);
+  notify();
+}
+
+}  // namespace dsv3

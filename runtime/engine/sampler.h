@@ -1,0 +1,86 @@
+// From logits to a token: what a request asked for, applied in the order that dsv3.h documents
+// (bias, penalties, hook, temperature, top_k, top_p, min_p). A pure function of the logits, the
+// options and the tokens before: the engine may sample a position twice and gets the same token.
+//
+// Used by the engine's thread; holds scratch of the vocabulary's size, so sampling allocates
+// nothing.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/base/status.h"
+
+namespace dsv3 {
+
+inline constexpr int32_t kMaxLogprobs = 64;
+
+struct LogitBias {
+  int32_t token = 0;
+  float bias = 0;  // finite, or -infinity: the token is forbidden
+};
+
+struct SamplingOptions {
+  float temperature = 0;  // 0: greedy
+  float top_p = 1;        // 1: off
+  float min_p = 0;        // 0: off
+  int32_t top_k = 0;      // 0: off
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  int32_t penalty_window = 256;  // last tokens that penalties look at; -1: all
+  uint64_t seed = 0;
+  std::vector<LogitBias> logit_bias;
+  int32_t logprobs = -1;  // -1: none; 0: of the chosen token; n: of the n best as well
+
+  // Names the field, its value and what was expected.
+  Status validate(int64_t vocab_size) const;
+};
+
+struct TopToken {
+  int32_t id = 0;
+  float logprob = 0;
+};
+
+struct SampledToken {
+  int32_t id = -1;
+  float logprob = std::numeric_limits<float>::quiet_NaN();  // of the unmodified logits
+  std::vector<TopToken> top;                                // best first; ties: the lower id first
+};
+
+// A caller's look at the logits of a step. May change them; an error ends the request.
+struct LogitsHook {
+  Status (*fn)(void* self, std::span<float> logits, std::span<const int32_t> tokens) = nullptr;
+  void* self = nullptr;
+};
+
+class Sampler {
+ public:
+  explicit Sampler(int64_t vocab_size);
+
+  // Chooses the token that follows `tokens` (the whole sequence; its length is the position that is
+  // drawn). logits: [vocab_size], changed in place. kNumeric when one is NaN or infinite.
+  Status sample(const SamplingOptions& options, std::span<const int32_t> tokens,
+                std::span<float> logits, const LogitsHook& hook, SampledToken* out);
+
+ private:
+  void log_probabilities(int32_t count, std::span<const float> logits, SampledToken* out);
+  void penalise(const SamplingOptions& options, std::span<const int32_t> tokens,
+                std::span<float> logits);
+  int32_t draw(const SamplingOptions& options, uint64_t position, std::span<const float> logits,
+               float max);
+
+  std::vector<int32_t> counts_;  // [vocab], zero between calls
+  std::vector<int32_t> ids_;     // [vocab], scratch
+  std::vector<double> weights_;  // [vocab], scratch
+  std::vector<float> original_;  // [vocab], the logits before any change
+  double log_sum_ = 0;           // of the last log_probabilities(): max + log(sum exp(x - max))
+};
+
+// log(sum(exp(logits))) in double, added in order of the ids; `max` is the greatest logit.
+double log_sum_exp(std::span<const float> logits, float max);
+
+}  // namespace dsv3
