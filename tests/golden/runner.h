@@ -25,7 +25,7 @@ inline constexpr const char* kModels[] = {"v3-micro", "v2-lite-micro", "tiny-cod
 
 inline std::string checkpoint_dir(const std::string& name) {
   return name == "tiny-coder" ? source_path("examples/models/tiny-coder")
-                              : source_path("tests/data/golden/" + name);
+                              : source_path("tests/data/models/" + name);
 }
 
 // Converted once per test program.
