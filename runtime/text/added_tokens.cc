@@ -77,6 +77,7 @@ Status AddedTokens::split(std::string_view text, Regex::Scratch* scratch,
 Status AddedTokens::split_by(const Set& set, std::string_view text, Regex::Scratch* scratch,
                              std::vector<Part>* out) const {
   size_t done = 0;  // end of what was put out; a token that takes white space reaches beyond `i`
+  size_t space_end = 0;  // of the white space last looked at, so that no stretch is read twice
   for (size_t i = 0; i < text.size();) {
     if (!set.first[static_cast<uint8_t>(text[i])]) {
       ++i;
@@ -101,9 +102,13 @@ Status AddedTokens::split_by(const Set& set, std::string_view text, Regex::Scrat
       if (before || after) continue;
     }
     if ((token->flags & kAddedLstrip) != 0) {
-      begin = std::max(white_space_at_end(text.substr(0, begin)), done);
+      begin = std::max(begin, done);
+      begin = done + white_space_at_end(text.substr(done, begin - done));
     }
-    if ((token->flags & kAddedRstrip) != 0) end += white_space_at_start(text.substr(end));
+    if ((token->flags & kAddedRstrip) != 0) {
+      if (end >= space_end) space_end = end + white_space_at_start(text.substr(end));
+      end = space_end;
+    }
     if (done < begin) out->push_back({kNoId, text.substr(done, begin - done)});
     out->push_back({token->id, {}});
     done = end;

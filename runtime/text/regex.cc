@@ -2,21 +2,32 @@
 
 #include <pcre2.h>
 
+#include <algorithm>
+
+#include "runtime/base/os.h"
 #include "runtime/text/utf8.h"
 
 namespace dsv3 {
 namespace {
 
-// Backtracking beyond these is an error and not a hang: `(a+)+b` stops after well under a second.
-// The family's own patterns stay below a thousandth of them on any text, because none nests
-// repeats.
+// Backtracking beyond these from one place is an error and not a hang: `(a+)+b` stops after some
+// milliseconds.
 constexpr uint32_t kMatchLimit = 2'000'000;
-constexpr uint32_t kDepthLimit = 200'000;
+constexpr uint32_t kDepthLimit = 2'000'000;
 constexpr uint32_t kHeapLimitKib = 64 * 1024;
+// The limits above count anew at every place, so the places are tried in stretches with a look at
+// the clock between them. Each is twice as long as the one before: PCRE2 may look through the whole
+// rest of the text once per stretch.
+constexpr size_t kFirstStretch = 1024;
+constexpr uint32_t kSearchesPerLook = 256;
+constexpr int64_t kBudgetNs = 5'000'000'000;
+constexpr int64_t kBudgetNsPerByte = 10'000;  // 100 KB/s; the family's patterns run at 20 MB/s
+constexpr size_t kMostCounted = INT64_MAX / 2 / kBudgetNsPerByte;
+constexpr int kOutOfTime = -100'000;  // beside PCRE2's own codes
 // The JIT code first uses 32 KiB of the thread's own stack; only where that does not do is a stack
-// of its own made.
+// of its own made, whose untouched pages take no memory.
 constexpr size_t kJitStackStart = 64 * 1024;
-constexpr size_t kJitStackMax = size_t{16} << 20;
+constexpr size_t kJitStackMax = size_t{64} << 20;
 constexpr size_t kMaxPatternBytes = 64 * 1024;
 
 }  // namespace
@@ -33,6 +44,15 @@ struct Regex::Scratch::Rep {
   pcre2_match_data* data = pcre2_match_data_create(1, nullptr);
   pcre2_match_context* context = pcre2_match_context_create(nullptr);
   pcre2_jit_stack* stack = nullptr;
+  int64_t budget_ns = 0;
+  int64_t deadline = 0;  // set by the first look at the clock, so that short texts need none
+  uint32_t searches = 0;
+
+  bool out_of_time() {
+    const int64_t now = monotonic_ns();
+    if (deadline == 0) deadline = now + budget_ns;
+    return now > deadline;
+  }
   ~Rep() {
     pcre2_match_data_free(data);
     pcre2_match_context_free(context);
@@ -40,7 +60,11 @@ struct Regex::Scratch::Rep {
   }
 };
 
-Regex::Scratch::Scratch() : rep_(std::make_unique<Rep>()) {
+Regex::Scratch::Scratch(size_t text_size)
+    : Scratch(Budget{kBudgetNs +
+                     static_cast<int64_t>(std::min(text_size, kMostCounted)) * kBudgetNsPerByte}) {}
+
+Regex::Scratch::Scratch(Budget budget) : rep_(std::make_unique<Rep>()) {
   if (rep_->data == nullptr || rep_->context == nullptr) {
     rep_.reset();
     return;
@@ -48,6 +72,7 @@ Regex::Scratch::Scratch() : rep_(std::make_unique<Rep>()) {
   pcre2_set_match_limit(rep_->context, kMatchLimit);
   pcre2_set_depth_limit(rep_->context, kDepthLimit);
   pcre2_set_heap_limit(rep_->context, kHeapLimitKib);
+  rep_->budget_ns = budget.ns;
 }
 Regex::Scratch::~Scratch() = default;
 
@@ -93,7 +118,8 @@ Result<Regex> Regex::build(const std::string& translated, std::string_view shown
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   // MULTILINE: in Ruby's syntax ^ and $ always mean lines.
   constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE |
-                                PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_UTF_CHECK;
+                                PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_UTF_CHECK |
+                                PCRE2_USE_OFFSET_LIMIT;
   int code = 0;
   PCRE2_SIZE offset = 0;
   regex.rep_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()),
@@ -113,6 +139,29 @@ Result<Regex> Regex::build(const std::string& translated, std::string_view shown
 int Regex::find(std::string_view subject, size_t start, Scratch* scratch, size_t* begin,
                 size_t* end) const {
   Scratch::Rep& state = *scratch->rep_;
+  if (++state.searches % kSearchesPerLook == 0 && state.out_of_time()) return kOutOfTime;
+  for (size_t stretch = kFirstStretch;; stretch *= 2) {
+    const size_t last = subject.size() - start <= stretch ? subject.size() : start + stretch;
+    const int code = find_window(subject, start, last, scratch);
+    if (code > 0) {
+      const PCRE2_SIZE* span = pcre2_get_ovector_pointer(state.data);
+      *begin = span[0];
+      *end = span[1];
+      return 1;
+    }
+    if (code != PCRE2_ERROR_NOMATCH) return code;
+    if (last == subject.size()) return 0;
+    if (state.out_of_time()) return kOutOfTime;
+    start = last + 1;
+    while (start < subject.size() && (static_cast<uint8_t>(subject[start]) & 0xC0) == 0x80) ++start;
+  }
+}
+
+// The leftmost match that begins in [start, last].
+int Regex::find_window(std::string_view subject, size_t start, size_t last,
+                       Scratch* scratch) const {
+  Scratch::Rep& state = *scratch->rep_;
+  pcre2_set_offset_limit(state.context, last);
   int code = PCRE2_ERROR_JIT_BADOPTION;
   if (rep_->jit) {
     code = pcre2_jit_match(rep_->code, reinterpret_cast<PCRE2_SPTR>(subject.data()), subject.size(),
@@ -121,12 +170,7 @@ int Regex::find(std::string_view subject, size_t start, Scratch* scratch, size_t
   if (code == PCRE2_ERROR_JIT_BADOPTION || code == PCRE2_ERROR_JIT_STACKLIMIT) {
     code = find_slowly(subject, start, scratch);
   }
-  if (code == PCRE2_ERROR_NOMATCH) return 0;
-  if (code < 0) return code;
-  const PCRE2_SIZE* span = pcre2_get_ovector_pointer(state.data);
-  *begin = span[0];
-  *end = span[1];
-  return 1;
+  return code;
 }
 
 int Regex::find_slowly(std::string_view subject, size_t start, Scratch* scratch) const {
@@ -146,8 +190,10 @@ int Regex::find_slowly(std::string_view subject, size_t start, Scratch* scratch)
 }
 
 Status Regex::error(int code) const {
-  char reason[256] = "";
-  pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(reason), sizeof(reason));
+  char reason[256] = "out of time";
+  if (code != kOutOfTime) {
+    pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(reason), sizeof(reason));
+  }
   return make_error(code == PCRE2_ERROR_NOMEMORY ? Code::kOutOfMemory : Code::kCapacity,
                     "%s: pattern \"%.200s\" needs too much work on this text: %s",
                     rep_->where.c_str(), rep_->shown.c_str(), reason);

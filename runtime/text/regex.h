@@ -27,10 +27,16 @@ class Regex {
   Regex& operator=(Regex&&) noexcept;
   ~Regex();
 
-  // Where matching keeps its state: one per thread, usable with every Regex.
+  // Where matching keeps its state: one per thread and text, usable with every Regex. Searching in
+  // `text_size` bytes ends in an error when it takes longer than a hundred times what any pattern
+  // in use takes: patterns can be written whose work grows with the square of the text or worse.
   class Scratch {
    public:
-    Scratch();
+    explicit Scratch(size_t text_size);
+    struct Budget {
+      int64_t ns;
+    };
+    explicit Scratch(Budget budget);  // with a time of its own
     ~Scratch();
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
@@ -52,6 +58,7 @@ class Regex {
   Regex() = default;
   static Result<Regex> build(const std::string& translated, std::string_view shown,
                              const std::string& where);
+  int find_window(std::string_view subject, size_t start, size_t last, Scratch* scratch) const;
   int find_slowly(std::string_view subject, size_t start, Scratch* scratch) const;
   struct Rep;
   std::unique_ptr<Rep> rep_;
