@@ -93,10 +93,8 @@ Status Evaluation::head_rows(const StepRun& run, int64_t first_wanted) {
       const auto next = static_cast<size_t>(at + i + 1);
       if (next >= tokens.size()) break;
       const std::span<const float> row(logits + static_cast<size_t>(i) * vocab, vocab);
-      const float max = *std::max_element(row.begin(), row.end());
-      const double x = row[static_cast<size_t>(tokens[next])];
       options_.logprobs[out_row + static_cast<size_t>(i)] =
-          static_cast<float>(x - log_sum_exp(row, max));
+          LogSoftmax(row)(row[static_cast<size_t>(tokens[next])]);
     }
   }
   return {};

@@ -60,10 +60,11 @@ Status SamplingOptions::validate(int64_t vocab_size) const {
   return {};
 }
 
-double log_sum_exp(std::span<const float> logits, float max) {
+LogSoftmax::LogSoftmax(std::span<const float> logits)
+    : max_(static_cast<double>(*std::max_element(logits.begin(), logits.end()))) {
   double sum = 0;
-  for (const float x : logits) sum += std::exp(static_cast<double>(x) - static_cast<double>(max));
-  return static_cast<double>(max) + std::log(sum);
+  for (const float x : logits) sum += std::exp(static_cast<double>(x) - max_);
+  log_sum_ = std::log(sum);
 }
 
 Sampler::Sampler(int64_t vocab_size)
@@ -75,9 +76,7 @@ Sampler::Sampler(int64_t vocab_size)
 void Sampler::log_probabilities(int32_t count, std::span<const float> logits, SampledToken* out) {
   const Better better{logits};
   const auto n = std::min(static_cast<size_t>(count), logits.size());
-  float max = logits[0];
-  for (const float x : logits) max = std::max(max, x);
-  log_sum_ = log_sum_exp(logits, max);
+  log_softmax_ = LogSoftmax(logits);
   if (n == 0) return;
   // The n best so far stand in order at the front of ids_.
   size_t have = 0;
@@ -90,8 +89,7 @@ void Sampler::log_probabilities(int32_t count, std::span<const float> logits, Sa
   }
   out->top.reserve(n);
   for (size_t i = 0; i < n; ++i) {
-    const float x = logits[static_cast<size_t>(ids_[i])];
-    out->top.push_back({ids_[i], static_cast<float>(static_cast<double>(x) - log_sum_)});
+    out->top.push_back({ids_[i], log_softmax_(logits[static_cast<size_t>(ids_[i])])});
   }
 }
 
@@ -225,8 +223,7 @@ Status Sampler::sample(const SamplingOptions& options, std::span<const int32_t> 
                                     : static_cast<int32_t>(best);
   if (logprobs) {
     const auto id = static_cast<size_t>(out->id);
-    const double x = changes ? original_[id] : logits[id];
-    out->logprob = static_cast<float>(x - log_sum_);
+    out->logprob = log_softmax_(changes ? original_[id] : logits[id]);
   }
   return {};
 }

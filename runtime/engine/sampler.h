@@ -57,6 +57,21 @@ struct LogitsHook {
   void* self = nullptr;
 };
 
+// The log-softmax of one row of logits: summed in double, in order of the ids, so that the same
+// logits give the same bits wherever they are asked for.
+class LogSoftmax {
+ public:
+  LogSoftmax() = default;
+  explicit LogSoftmax(std::span<const float> logits);
+  float operator()(float logit) const {
+    // The greatest logit is subtracted first: beside 1e38 a logarithm would vanish.
+    return static_cast<float>((static_cast<double>(logit) - max_) - log_sum_);
+  }
+
+ private:
+  double max_ = 0, log_sum_ = 0;
+};
+
 class Sampler {
  public:
   explicit Sampler(int64_t vocab_size);
@@ -77,10 +92,7 @@ class Sampler {
   std::vector<int32_t> ids_;     // [vocab], scratch
   std::vector<double> weights_;  // [vocab], scratch
   std::vector<float> original_;  // [vocab], the logits before any change
-  double log_sum_ = 0;           // of the last log_probabilities(): max + log(sum exp(x - max))
+  LogSoftmax log_softmax_;       // of the last log_probabilities()
 };
-
-// log(sum(exp(logits))) in double, added in order of the ids; `max` is the greatest logit.
-double log_sum_exp(std::span<const float> logits, float max);
 
 }  // namespace dsv3
