@@ -10,6 +10,7 @@
 #include "runtime/base/os.h"
 #include "runtime/model/container.h"
 #include "runtime/model/parallel.h"
+#include "runtime/model/synthetic.h"
 
 namespace dsv3 {
 namespace {
@@ -23,6 +24,7 @@ unsigned long long ull(uint64_t v) { return v; }
 
 struct Model::Impl {
   explicit Impl(File opened) : file(std::move(opened)) {}
+  Impl() = default;  // synthetic: no file
 
   Status read_header();
   Status read_data(const Progress& progress);
@@ -31,7 +33,7 @@ struct Model::Impl {
   Status verify_item(const Record& record, uint64_t item,
                      const std::function<void(uint64_t)>& did) const;
 
-  File file;
+  std::optional<File> file;
   OpenOptions options;
   Preamble preamble;
   Fingerprint fingerprint;
@@ -47,21 +49,21 @@ struct Model::Impl {
 
 Status Model::Impl::read_header() {
   uint8_t first[kPreambleBytes];
-  const size_t available = std::min<uint64_t>(file.size(), sizeof first);
-  DSV3_TRY(file.read_at(0, first, available));
-  DSV3_ASSIGN(preamble, decode_preamble({first, available}, file.size(), file.path()));
+  const size_t available = std::min<uint64_t>(file->size(), sizeof first);
+  DSV3_TRY(file->read_at(0, first, available));
+  DSV3_ASSIGN(preamble, decode_preamble({first, available}, file->size(), file->path()));
   fingerprint.bytes = preamble.fingerprint;
   header_bytes = host_array<uint8_t>(preamble.header_bytes);
-  DSV3_TRY(file.read_at(kPreambleBytes, header_bytes.get(), preamble.header_bytes));
+  DSV3_TRY(file->read_at(kPreambleBytes, header_bytes.get(), preamble.header_bytes));
   DSV3_ASSIGN(header, decode_header(preamble, {header_bytes.get(), preamble.header_bytes},
-                                    file.path(), &weights));
+                                    file->path(), &weights));
   return {};
 }
 
 Status Model::Impl::read_data(const Progress& progress) {
   const uint64_t bytes = preamble.file_bytes - preamble.data_offset;
   if (options.residency == Residency::kMap) {
-    DSV3_ASSIGN(mapping, Mapping::map(file));
+    DSV3_ASSIGN(mapping, Mapping::map(*file));
     bind_records(header.records, header.config, mapping->data() + preamble.data_offset, &weights);
     return {};
   }
@@ -72,13 +74,13 @@ Status Model::Impl::read_data(const Progress& progress) {
     return make_field_error(Code::kOutOfMemory, "residency",
                             "%s: has %llu bytes of weights, which do not fit into memory (%llu "
                             "bytes); open it with residency=map",
-                            file.path().c_str(), ull(bytes), ull(memory));
+                            file->path().c_str(), ull(bytes), ull(memory));
   }
   std::atomic<uint64_t> done{0};
   const auto read = [&](size_t i) {
     const uint64_t begin = i * kReadBytes;
     const uint64_t size = std::min(kReadBytes, bytes - begin);
-    DSV3_TRY(file.read_at(preamble.data_offset + begin, copy.get() + begin, size));
+    DSV3_TRY(file->read_at(preamble.data_offset + begin, copy.get() + begin, size));
     done += size;
     return ok_status();
   };
@@ -86,9 +88,10 @@ Status Model::Impl::read_data(const Progress& progress) {
                         [&] { return !progress || progress(done, bytes); }));
   bind_records(header.records, header.config, copy.get(), &weights);
   // Half old and half new bytes would be a model nobody made.
-  DSV3_ASSIGN(const FileIdentity now, file.current_identity());
-  if (now.size != file.identity().size || now.mtime_ns != file.identity().mtime_ns) {
-    return make_error(Code::kFileChanged, "%s: was changed while it was read", file.path().c_str());
+  DSV3_ASSIGN(const FileIdentity now, file->current_identity());
+  if (now.size != file->identity().size || now.mtime_ns != file->identity().mtime_ns) {
+    return make_error(Code::kFileChanged, "%s: was changed while it was read",
+                      file->path().c_str());
   }
   return {};
 }
@@ -97,15 +100,15 @@ Status Model::Impl::open_tokenizer() {
   if (header.chat_template > static_cast<uint8_t>(ChatTemplate::kV31)) {
     return make_field_error(Code::kUnsupported, "chat_template",
                             "%s: has chat template number %d, this build knows 0 to %d",
-                            file.path().c_str(), header.chat_template,
+                            file->path().c_str(), header.chat_template,
                             static_cast<int>(ChatTemplate::kV31));
   }
   if (!header.has_tokenizer) return {};
-  DSV3_ASSIGN(Tokenizer opened, Tokenizer::open(header.tokenizer, file.path()));
+  DSV3_ASSIGN(Tokenizer opened, Tokenizer::open(header.tokenizer, file->path()));
   if (opened.vocab_size() > header.config.vocab_size) {
     return make_field_error(Code::kCorrupt, "tokenizer",
                             "%s: tokenizer has ids up to %d, vocab_size is %lld",
-                            file.path().c_str(), opened.vocab_size() - 1,
+                            file->path().c_str(), opened.vocab_size() - 1,
                             static_cast<long long>(header.config.vocab_size));
   }
   tokenizer.emplace(std::move(opened));
@@ -124,7 +127,7 @@ Status Model::Impl::verify_item(const Record& record, uint64_t item,
     // Read and not looked at through the mapping: a file that was cut short is an error here, and
     // would be a signal there.
     if (copy == nullptr) {
-      DSV3_TRY(file.read_at(preamble.data_offset + offset, buffer.get(), size));
+      DSV3_TRY(file->read_at(preamble.data_offset + offset, buffer.get(), size));
     }
     XXH3_64bits_update(&state, copy == nullptr ? buffer.get() : copy.get() + offset, size);
     at += size;
@@ -134,7 +137,7 @@ Status Model::Impl::verify_item(const Record& record, uint64_t item,
   const std::string name = record.item_name(item);
   return make_field_error(Code::kCorrupt, name.c_str(),
                           "%s: tensor %s: checksum does not match: its bytes are damaged",
-                          file.path().c_str(), name.c_str());
+                          file->path().c_str(), name.c_str());
 }
 
 Status Model::Impl::verify(const Progress& progress) const {
@@ -170,10 +173,37 @@ Result<std::shared_ptr<const Model>> Model::open(const std::string& path,
   return std::shared_ptr<const Model>(new Model(std::move(impl)));
 }
 
+Result<std::shared_ptr<const Model>> Model::synthesise(const ModelConfig& config,
+                                                       const SyntheticOptions& options) {
+  DSV3_TRY(config.validate("synthetic model"));
+  auto impl = std::make_unique<Impl>();
+  impl->options.residency = Residency::kCopy;
+  impl->header.config = config;
+  impl->header.records = model_records(config, &impl->weights);
+  choose_synthetic_types(&impl->header.records, options);
+  const uint64_t bytes = place_records(&impl->header.records);
+  const uint64_t memory = total_memory();
+  if (memory == 0 || bytes <= memory) {
+    impl->copy.reset(static_cast<uint8_t*>(host_alloc(bytes, kPageAlign)));
+  }
+  if (impl->copy == nullptr) {
+    return make_field_error(Code::kOutOfMemory, "shape",
+                            "a synthetic model of %llu bytes does not fit into memory (%llu bytes)",
+                            ull(bytes), ull(memory));
+  }
+  DSV3_TRY(fill_synthetic(impl->header.records, options.seed, impl->copy.get()));
+  bind_records(impl->header.records, config, impl->copy.get(), &impl->weights);
+  impl->preamble.file_bytes = bytes;
+  return std::shared_ptr<const Model>(new Model(std::move(impl)));
+}
+
 Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Model::~Model() = default;
 
-const std::string& Model::path() const { return impl_->file.path(); }
+const std::string& Model::path() const {
+  static const std::string none;
+  return impl_->file.has_value() ? impl_->file->path() : none;
+}
 const ModelConfig& Model::config() const { return impl_->header.config; }
 const ModelWeights& Model::weights() const { return impl_->weights; }
 const Tokenizer& Model::tokenizer() const {
@@ -247,8 +277,8 @@ std::vector<TensorInfo> Model::tensors() const {
 // also moves when the file is renamed, linked or made read-only, which harms nobody.
 Status Model::check_unchanged() const {
   if (impl_->options.residency == Residency::kCopy) return {};
-  DSV3_ASSIGN(const FileIdentity now, impl_->file.current_identity());
-  const FileIdentity& then = impl_->file.identity();
+  DSV3_ASSIGN(const FileIdentity now, impl_->file->current_identity());
+  const FileIdentity& then = impl_->file->identity();
   if (now.size != then.size) {
     return make_error(Code::kFileChanged, "%s: has %llu bytes, had %llu when it was opened",
                       path().c_str(), ull(now.size), ull(then.size));

@@ -32,6 +32,11 @@ struct OpenOptions {
   Progress progress;    // used with kCopy and verify
 };
 
+struct SyntheticOptions {
+  kernels::DType linear = kernels::DType::kF8E4M3;  // of attention and feed-forward layers
+  uint64_t seed = 1;
+};
+
 struct Fingerprint {  // of the header, and so of every tensor's checksum: tells models apart
   std::array<uint8_t, 16> bytes{};
   bool operator==(const Fingerprint&) const = default;
@@ -50,6 +55,10 @@ class Model {
  public:
   static Result<std::shared_ptr<const Model>> open(const std::string& path,
                                                    const OpenOptions& options);
+  // A model of the given shape with random weights, made in memory without a file or a tokenizer:
+  // for measuring, and for tests of shapes nobody wants to ship.
+  static Result<std::shared_ptr<const Model>> synthesise(const ModelConfig& config,
+                                                         const SyntheticOptions& options);
   ~Model();
   Model(const Model&) = delete;
 
