@@ -1,5 +1,6 @@
 #include "kernels/kernels.h"
 
+#include "kernels/cpu/cpu_device.h"
 #include "kernels/ref/ref_device.h"
 #include "runtime/base/checked.h"
 #include "runtime/base/os.h"
@@ -28,17 +29,51 @@ size_t matrix_bytes(DType dtype, Layout layout, int64_t n, int64_t k) {
   return static_cast<size_t>(n) * static_cast<size_t>(k) * dtype_size(dtype);
 }
 
-std::vector<std::string> kernel_sets() { return {"ref"}; }
+namespace {
+
+// The CPU sets that this machine can run, best first.
+std::vector<const Micro*> runnable() {
+  std::vector<const Micro*> sets;
+#if defined(__x86_64__)
+  // These also ask whether the operating system saves the registers.
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) {
+    sets.push_back(micro_avx512bf16());
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    sets.push_back(micro_avx2());
+  }
+#endif
+  sets.push_back(micro_portable());
+  return sets;
+}
+
+}  // namespace
+
+std::vector<std::string> kernel_sets() {
+  std::vector<std::string> names;
+  for (const Micro* micro : runnable()) names.emplace_back(micro->name);
+  names.emplace_back("ref");
+  return names;
+}
 
 Result<std::unique_ptr<Device>> make_device(const DeviceOptions& options) {
-  const std::vector<std::string> sets = kernel_sets();
-  const std::string& name = options.kernels.empty() ? sets.front() : options.kernels;
-  if (name == "ref") return make_ref_device();
+  if (options.kernels == "ref") return make_ref_device();
+  const int threads = options.threads > 0 ? options.threads : available_cpus();
+  for (const Micro* micro : runnable()) {
+    if (options.kernels.empty() || options.kernels == micro->name) {
+      return CpuDevice::create(micro, threads, options.pin_threads);
+    }
+  }
   std::string known;
-  for (const std::string& set : sets) known += (known.empty() ? "" : ", ") + set;
-  return make_field_error(Code::kUnsupported, "kernels",
-                          "kernels is \"%s\", which this machine cannot run; it can run %s",
-                          name.c_str(), known.c_str());
+  for (const std::string& set : kernel_sets()) known += (known.empty() ? "" : ", ") + set;
+  return make_field_error(
+      Code::kUnsupported, "kernels",
+      "kernels is \"%s\", which this build or machine cannot run; it can run %s",
+      options.kernels.c_str(), known.c_str());
 }
 
 }  // namespace dsv3::kernels

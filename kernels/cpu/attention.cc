@@ -1,0 +1,338 @@
+// Multi-head latent attention. A task takes some rows of one sequence and some heads: it absorbs
+// W_UK into their queries, goes through the pages block by block (scores, softmax, values), and
+// applies W_UV. So there is no barrier at all.
+//
+// A latent page is BF16 [dim pair][64 keys][2 dims]: scores are dot products over dims with the
+// keys in the lanes. For the weighted sum a block's latents are rearranged to [key pair][dim][2
+// keys] in scratch, once per task and block.
+#include "kernels/cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu/cpu_device.h"
+
+namespace dsv3::kernels {
+namespace {
+
+constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }
+
+// Where the parts of a worker's scratch lie.
+struct AttentionScratch {
+  std::byte* queries;  // [kMaxQueries][latent_dim, padded] native
+  std::byte* inputs;   // [kQueryRows][k, padded]: of W_UK and W_UV
+  std::byte* weights;  // [kMaxQueries][kKeyBlock] native: the probabilities of a key block
+  std::byte* values;   // BF16 [kv_lora_rank/64][kKeyBlock/2][64][2]
+  float* scores;       // [kMaxQueries][kKeyBlock]
+  float* part;         // [kMaxQueries][kv_lora_rank, padded]: of the current split
+  float* total;        // [kMaxQueries][kv_lora_rank, padded]: of the splits before it
+  float *max, *sum, *total_max, *total_sum, *keep;  // [kMaxQueries]
+  const void** query_rows;                          // [kMaxQueries]
+  const void** weight_rows;                         // [kMaxQueries]
+  const void** input_rows;                          // [kQueryRows]
+  size_t query_bytes, input_bytes, weight_bytes;    // of one row
+  int64_t value_columns;                            // kv_lora_rank, padded
+  size_t bytes = 0;
+
+  AttentionScratch(const MlaShape& s, Activation native, std::byte* base) {
+    const size_t native_size = native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
+    value_columns = round64(s.kv_lora_rank);
+    query_bytes = static_cast<size_t>(round64(even(s.latent_dim()))) * native_size;
+    input_bytes =
+        static_cast<size_t>(round64(std::max(s.qk_nope_head_dim, s.kv_lora_rank))) * sizeof(float);
+    weight_bytes = kKeyBlock * native_size;
+    const auto take = [&](auto** p, size_t count) {
+      using T = std::remove_reference_t<decltype(**p)>;
+      *p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);  // null: only measure
+      bytes += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    };
+    const auto columns = static_cast<size_t>(value_columns);
+    take(&queries, kMaxQueries * query_bytes);
+    take(&inputs, kQueryRows * input_bytes);
+    take(&weights, kMaxQueries * weight_bytes);
+    take(&values, columns * kKeyBlock * sizeof(uint16_t));
+    take(&scores, size_t{kMaxQueries} * kKeyBlock);
+    take(&part, kMaxQueries * columns);
+    take(&total, kMaxQueries * columns);
+    for (float** p : {&max, &sum, &total_max, &total_sum, &keep}) take(p, kMaxQueries);
+    take(&query_rows, kMaxQueries);
+    take(&weight_rows, kMaxQueries);
+    take(&input_rows, kQueryRows);
+  }
+};
+
+// Any NaN or infinity among the BF16 latents of keys [begin, end) of a page?
+bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t end) {
+  bool found = false;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    for (int64_t key = begin; key < end; ++key) {
+      uint32_t v;
+      std::memcpy(&v, page + (pair * kPageKeys + key) * 4, 4);
+      found |= (v & 0x7f80u) == 0x7f80u || (v & 0x7f800000u) == 0x7f800000u;
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+size_t attention_scratch_bytes(const MlaShape& shape, Activation native) {
+  return AttentionScratch(shape, native, nullptr).bytes;
+}
+
+struct AttentionJob {
+  CpuDevice* device;
+  const MlaAttentionArgs* args;
+  int32_t row_step, head_step, head_blocks;
+
+  // Rows [begin, end) of a sequence and heads [first_head, first_head + heads).
+  struct Block {
+    const SequenceRows* seq;
+    int32_t begin, end, first_head, heads;
+    int32_t rows() const { return end - begin; }
+    int32_t queries() const { return rows() * heads; }
+    int64_t first_position() const { return seq->first_position + begin; }
+    int64_t keys() const { return seq->first_position + end; }
+  };
+
+  static void task(void* context, int index, int worker);
+  void attend(const Block& block, int worker) const;
+  void absorb(const Block& block, AttentionScratch& s, int worker) const;
+  void split(const Block& block, AttentionScratch& s, int64_t begin, int worker) const;
+  void join(const Block& block, AttentionScratch& s, int32_t first, bool only) const;
+  void project(const Block& block, AttentionScratch& s, int worker) const;
+  bool rows_must_part(const Block& block) const;
+  const uint8_t* page(const Block& block, int64_t key) const {
+    return reinterpret_cast<const uint8_t*>(block.seq->pages[key / kPageKeys].get()) +
+           args->page_offset;
+  }
+  // The first row of the block that attends to a key at or after `key`, as a query's index.
+  int32_t first_query(const Block& block, int64_t key) const {
+    return static_cast<int32_t>(std::max<int64_t>(0, key - block.first_position())) * block.heads;
+  }
+  // W times the rows of `s.input_rows`; use(row, column, count, values) gets the results.
+  template <class Use>
+  void multiply(const Matrix& w, AttentionScratch& s, int32_t rows, int worker, Use use) const;
+};
+
+template <class Use>
+void AttentionJob::multiply(const Matrix& w, AttentionScratch& s, int32_t rows, int worker,
+                            Use use) const {
+  auto& scratch = device->workers_[static_cast<size_t>(worker)];
+  GemmArgs g;
+  g.w = tiled(w);
+  g.rows = rows;
+  g.x = s.input_rows;
+  g.out = scratch.panel.get();
+  g.out_stride = kGroupColumns;
+  g.scratch = scratch.gemm.get();
+  const auto tiles = static_cast<int32_t>(tiles_of(w.n));
+  for (g.tile = 0; g.tile < tiles; g.tile += kGroupTiles) {
+    g.tiles = std::min(kGroupTiles, tiles - g.tile);
+    device->micro_->gemm(g);
+    const int32_t column = g.tile * kTileN;
+    const int32_t count = std::min(g.tiles * kTileN, w.n - column);
+    for (int32_t r = 0; r < rows; ++r) use(r, column, count, g.out + r * g.out_stride);
+  }
+}
+
+// queries = (W_UK q_nope, q_rope), rounded.
+void AttentionJob::absorb(const Block& b, AttentionScratch& s, int worker) const {
+  const MlaShape& shape = args->shape;
+  const Micro& micro = *device->micro_;
+  const size_t size = micro.native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
+  const int32_t rope_padded = even(shape.latent_dim()) - shape.kv_lora_rank;
+  for (int32_t h = 0; h < b.heads; ++h) {
+    const Matrix& w = args->w_uk[static_cast<size_t>(b.first_head + h)];
+    for (int32_t r = 0; r < b.rows(); ++r) {
+      const int64_t row = b.seq->row_begin + b.begin + r;
+      const float* q = args->q.get() + (row * shape.heads + b.first_head + h) * shape.qk_head_dim();
+      std::byte* input = s.inputs + static_cast<size_t>(r) * s.input_bytes;
+      micro.pack(micro.activation[static_cast<size_t>(w.dtype)], q, w.k, even(w.k), input);
+      s.input_rows[r] = input;
+      std::byte* query = s.queries + static_cast<size_t>(r * b.heads + h) * s.query_bytes;
+      micro.pack(micro.native, q + shape.qk_nope_head_dim, shape.qk_rope_head_dim, rope_padded,
+                 query + static_cast<size_t>(shape.kv_lora_rank) * size);
+      s.query_rows[r * b.heads + h] = query;
+    }
+    multiply(w, s, b.rows(), worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
+      std::byte* query = s.queries + static_cast<size_t>(r * b.heads + h) * s.query_bytes;
+      micro.pack(micro.native, v, count, count, query + static_cast<size_t>(column) * size);
+    });
+  }
+}
+
+// part, max and sum of the keys [begin, begin + kKeySplit) that the block has.
+void AttentionJob::split(const Block& b, AttentionScratch& s, int64_t begin, int worker) const {
+  const Micro& micro = *device->micro_;
+  const int32_t pairs = even(args->shape.latent_dim()) / 2;
+  const int64_t end = std::min(begin + kKeySplit, b.keys());
+  const int32_t split_first = first_query(b, begin);
+  std::fill(s.max + split_first, s.max + b.queries(), -std::numeric_limits<float>::infinity());
+  std::fill(s.sum + split_first, s.sum + b.queries(), 0.0f);
+  PanelArgs p;
+  p.scratch = device->workers_[static_cast<size_t>(worker)].gemm.get();
+  for (int64_t key = begin; key < end; key += kKeyBlock) {
+    const int32_t first = first_query(b, key);
+    const int32_t queries = b.queries() - first;
+    const auto pages = key + kPageKeys < b.keys() ? 2 : 1;
+    for (int64_t i = 0; i < pages; ++i) {
+      const int64_t page_key = key + i * kPageKeys;
+      p.w = page(b, page_key);
+      p.pairs = pairs;
+      p.rows = queries;
+      p.x = s.query_rows + first;
+      p.out = s.scores + int64_t{first} * kKeyBlock + i * kPageKeys;
+      p.out_stride = kKeyBlock;
+      p.keep = nullptr;
+      micro.panel(p);
+      micro.values(p.w, args->shape.kv_lora_rank,
+                   static_cast<int32_t>(std::min<int64_t>(kPageKeys, b.keys() - page_key)),
+                   static_cast<int32_t>(i) * kPageKeys / 2, kKeyBlock / 2,
+                   reinterpret_cast<uint8_t*>(s.values));
+    }
+    for (int32_t q = first; q < b.queries(); ++q) {
+      const int64_t last = b.first_position() + q / b.heads;
+      const auto from =
+          static_cast<int32_t>(std::clamp<int64_t>(args->first_key - key, 0, kKeyBlock));
+      const auto to = static_cast<int32_t>(std::min<int64_t>(last + 1 - key, kKeyBlock));
+      std::byte* weights = s.weights + static_cast<size_t>(q) * s.weight_bytes;
+      s.keep[q] = micro.softmax(s.scores + int64_t{q} * kKeyBlock, from, to, args->softmax_scale,
+                                s.max + q, s.sum + q, weights);
+      s.weight_rows[q] = weights;
+    }
+    p.pairs = pages * kPageKeys / 2;
+    p.x = s.weight_rows + first;
+    p.out_stride = s.value_columns;
+    p.keep = key == begin ? nullptr : s.keep + first;
+    for (int64_t column = 0; column < s.value_columns; column += 64) {
+      p.w = reinterpret_cast<const uint8_t*>(s.values) + column * kKeyBlock * 2;
+      p.out = s.part + first * s.value_columns + column;
+      micro.panel(p);
+    }
+  }
+}
+
+// Joins the current split to the total of those before it. only: there are none.
+void AttentionJob::join(const Block& b, AttentionScratch& s, int32_t first, bool only) const {
+  for (int32_t q = first; q < b.queries(); ++q) {
+    float* total = s.total + q * s.value_columns;
+    const float* part = s.part + q * s.value_columns;
+    if (only) {
+      std::copy_n(part, s.value_columns, total);
+      s.total_max[q] = s.max[q];
+      s.total_sum[q] = s.sum[q];
+      continue;
+    }
+    const float max = std::max(s.total_max[q], s.max[q]);
+    const float a = std::exp(s.total_max[q] - max);
+    const float c = std::exp(s.max[q] - max);
+    device->micro_->merge(total, a, part, c, static_cast<int32_t>(s.value_columns));
+    s.total_sum[q] = s.total_sum[q] * a + s.sum[q] * c;
+    s.total_max[q] = max;
+  }
+}
+
+// out = W_UV (total / sum)
+void AttentionJob::project(const Block& b, AttentionScratch& s, int worker) const {
+  const MlaShape& shape = args->shape;
+  const Micro& micro = *device->micro_;
+  for (int32_t h = 0; h < b.heads; ++h) {
+    const Matrix& w = args->w_uv[static_cast<size_t>(b.first_head + h)];
+    for (int32_t r = 0; r < b.rows(); ++r) {
+      const int32_t q = r * b.heads + h;
+      float* total = s.total + q * s.value_columns;
+      const float norm = s.total_sum[q] == 0 ? 0.0f : 1.0f / s.total_sum[q];
+      for (int32_t i = 0; i < shape.kv_lora_rank; ++i) total[i] *= norm;
+      std::byte* input = s.inputs + static_cast<size_t>(r) * s.input_bytes;
+      micro.pack(micro.activation[static_cast<size_t>(w.dtype)], total, w.k, even(w.k), input);
+      s.input_rows[r] = input;
+    }
+    multiply(w, s, b.rows(), worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
+      const int64_t row = b.seq->row_begin + b.begin + r;
+      std::copy_n(
+          v, count,
+          args->out.get() + (row * shape.heads + b.first_head + h) * shape.v_head_dim + column);
+    });
+  }
+}
+
+// A later row's latent weighs nothing in an earlier row, but zero times NaN or infinity is NaN:
+// then the rows go one by one.
+bool AttentionJob::rows_must_part(const Block& b) const {
+  const int32_t pairs = even(args->shape.latent_dim()) / 2;
+  for (int64_t key = b.first_position() + 1; key < b.keys();) {
+    const int64_t page_begin = key / kPageKeys * kPageKeys;
+    const int64_t page_end = std::min(b.keys(), page_begin + kPageKeys);
+    if (any_not_finite(page(b, key), pairs, key - page_begin, page_end - page_begin)) return true;
+    key = page_end;
+  }
+  return false;
+}
+
+void AttentionJob::attend(const Block& block, int worker) const {
+  if (block.rows() > 1 && rows_must_part(block)) {
+    for (int32_t row = block.begin; row < block.end; ++row) {
+      attend({block.seq, row, row + 1, block.first_head, block.heads}, worker);
+    }
+    return;
+  }
+  AttentionScratch s(args->shape, device->micro_->native,
+                     device->workers_[static_cast<size_t>(worker)].attention.get());
+  absorb(block, s, worker);
+  const int64_t first_split = args->first_key / kKeySplit * kKeySplit;
+  for (int64_t key = first_split; key < block.keys(); key += kKeySplit) {
+    split(block, s, key, worker);
+    join(block, s, first_query(block, key), key == first_split);
+  }
+  project(block, s, worker);
+}
+
+void AttentionJob::task(void* context, int index, int worker) {
+  const AttentionJob& job = *static_cast<AttentionJob*>(context);
+  int32_t block = index / job.head_blocks;
+  for (const SequenceRows& seq : job.args->sequences) {
+    const int32_t blocks = (seq.rows + job.row_step - 1) / job.row_step;
+    if (block >= blocks) {
+      block -= blocks;
+      continue;
+    }
+    // Later rows have more keys: they come first, so that the last tasks are short.
+    const int32_t begin = (blocks - 1 - block) * job.row_step;
+    const int32_t head = index % job.head_blocks * job.head_step;
+    job.attend({&seq, begin, std::min(seq.rows, begin + job.row_step), head,
+                std::min(job.head_step, job.args->shape.heads - head)},
+               worker);
+    return;
+  }
+}
+
+void CpuDevice::mla_attention(const MlaAttentionArgs& args) {
+  const MlaShape& s = args.shape;
+  int32_t most_rows = 1;
+  double ns = 0;
+  for (const SequenceRows& seq : args.sequences) {
+    most_rows = std::max(most_rows, seq.rows);
+    const double keys = static_cast<double>(seq.first_position) + 0.5 * seq.rows;
+    const double per_head = double{1} * s.kv_lora_rank * (s.qk_nope_head_dim + s.v_head_dim) +
+                            keys * (s.latent_dim() + s.kv_lora_rank);
+    ns += per_head * s.heads * seq.rows / 50;
+  }
+  AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1, 1};
+  int64_t row_blocks = 0;
+  for (const SequenceRows& seq : args.sequences) {
+    row_blocks += (seq.rows + job.row_step - 1) / job.row_step;
+  }
+  job.head_step = std::clamp(kMaxQueries / job.row_step, 1, s.heads);
+  const auto blocks = [&](int32_t step) { return (s.heads + step - 1) / step; };
+  while (job.head_step > 1 && row_blocks * blocks(job.head_step) < threads()) {
+    job.head_step = (job.head_step + 1) / 2;
+  }
+  job.head_blocks = blocks(job.head_step);
+  const Pool::Phase phase{AttentionJob::task, &job, static_cast<int>(row_blocks * job.head_blocks)};
+  run({&phase, 1}, ns);
+}
+
+}  // namespace dsv3::kernels

@@ -1,0 +1,118 @@
+// The CPU device: the drivers shared by all CPU kernel sets. They cut operations into tasks for the
+// pool and call the micro-kernels of the chosen instruction set. linear.cc, ffn.cc, attention.cc
+// and small_ops.cc hold one operation family each.
+//
+// Which thread computes what, how rows are grouped and where tasks are cut never changes a bit of
+// the result: every output element is one micro-kernel's chain of additions, the same for a row
+// alone and among others.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "kernels/cpu/micro.h"
+#include "kernels/cpu/pool.h"
+#include "kernels/host_device.h"
+#include "runtime/base/alloc.h"
+
+namespace dsv3::kernels {
+
+class CpuDevice final : public HostDevice {
+ public:
+  static Result<std::unique_ptr<Device>> create(const Micro* micro, int threads, bool pin);
+
+  const char* name() const override { return micro_->name; }
+  int threads() const override { return pool_->threads(); }
+  Status reserve(const Limits& limits) override;
+  size_t latent_page_bytes(const MlaShape& shape) const override;
+
+  void embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,
+             int64_t out_stride) override;
+  void rms_norm(Dev<const float> x, int64_t x_stride, Dev<const float> gamma, float eps,
+                int32_t rows, int32_t dim, Dev<float> out, int64_t out_stride) override;
+  void linear(std::span<const LinearArgs> layers) override;
+  void rope_append(const RopeAppendArgs& args) override;
+  void mla_attention(const MlaAttentionArgs& args) override;
+  void route(const RouteArgs& args) override;
+  void moe_ffn(const FfnArgs& args) override;
+  void add(Dev<float> y, Dev<const float> x, size_t count) override;
+  void gather_rows(Dev<const float> x, int64_t x_stride, std::span<const int32_t> rows, int32_t dim,
+                   Dev<float> out, int64_t out_stride) override;
+  void reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
+                     RowStats* stats) override;
+
+ private:
+  friend struct LinearJob;
+  friend struct FfnJob;
+  friend struct AttentionJob;
+  friend struct RouteJob;
+
+  // What one worker needs for itself.
+  struct WorkerScratch {
+    HostBuffer<std::byte> gemm;           // kGemmScratch: weights of one block, widened
+    HostBuffer<float> panel;              // [2][kPanelRows][kGroupColumns]: results of one gemm
+    HostBuffer<float> ffn_cells;          // [rows * slots][kGroupColumns]: down projections
+    HostBuffer<const float*> slot_parts;  // [slots]
+    HostBuffer<float> slot_weights;       // [slots]
+    HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
+    HostBuffer<float> latent;             // [latent_dim] of one row
+  };
+
+  explicit CpuDevice(const Micro* micro) : micro_(micro) {}
+  void reserve_all(const Limits& limits);
+
+  // Calls fn(row) for all rows, shared out when they are worth it.
+  template <class Fn>
+  void for_rows(int32_t rows, double ns_per_row, const Fn& fn);
+  // Runs one or more phases, on this thread alone when the whole job takes less than what waking
+  // and joining the others costs.
+  void run(std::span<const Pool::Phase> phases, double ns);
+
+  const Micro* micro_;
+  std::unique_ptr<Pool> pool_;
+  Limits limits_;  // what scratch is sized for
+  std::vector<WorkerScratch> workers_;
+
+  // Shared by the workers during one operation.
+  HostBuffer<std::byte> packed_;  // activations as the micro-kernels read them
+  size_t packed_bytes_ = 0;
+  HostBuffer<const void*> packed_rows_;  // pointers into them (or to the caller's rows)
+  size_t packed_rows_count_ = 0;
+  HostBuffer<std::byte> ffn_activations_;  // [all rows of all groups][width]
+  HostBuffer<const void*> ffn_inputs_[2];  // by Activation, [rows * slots]
+  HostBuffer<const void*> ffn_hidden_;     // [rows * slots]
+  HostBuffer<int32_t> ffn_cell_;           // [rows, slots] index of a slot's result, -1: none
+  std::vector<int32_t> ffn_first_cell_;    // by group
+  std::vector<int32_t> ffn_first_task_;    // by group, and the total
+  HostBuffer<float> route_logits_;         // [rows, experts]
+  HostBuffer<float> route_scratch_;        // [2 * experts]
+};
+
+// Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.
+inline constexpr int kPanelRows = 192;
+
+inline int64_t tiles_of(int64_t n) { return (n + kTileN - 1) / kTileN; }
+inline int32_t even(int32_t k) { return (k + 1) & ~1; }
+TiledWeights tiled(const Matrix& w);
+// Estimated nanoseconds of multiplying `rows` rows by the matrix on one thread.
+double gemm_ns(const Matrix& w, int64_t rows);
+
+template <class Fn>
+void CpuDevice::for_rows(int32_t rows, double ns_per_row, const Fn& fn) {
+  struct Job {
+    const Fn* fn;
+    int32_t rows, step;
+    static void run(void* context, int task, int) {
+      const Job& job = *static_cast<Job*>(context);
+      const int32_t end = std::min((task + 1) * job.step, job.rows);
+      for (int32_t r = task * job.step; r < end; ++r) (*job.fn)(r);
+    }
+  };
+  const int32_t step = std::max(1, (rows + 4 * threads() - 1) / (4 * threads()));
+  Job job{&fn, rows, step};
+  const Pool::Phase phase{Job::run, &job, (rows + step - 1) / step};
+  run({&phase, 1}, rows * ns_per_row);
+}
+
+}  // namespace dsv3::kernels

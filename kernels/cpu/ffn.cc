@@ -1,0 +1,208 @@
+// The feed-forward networks of a plan in two phases. Phase 1 computes gate and up of some columns
+// together and stores silu(gate) * up for phase 2. A task of phase 2 owns some columns of the
+// output: it computes them for every group, and then sums each token's slots in order, so that no
+// third phase is needed.
+#include <algorithm>
+#include <cassert>
+
+#include "kernels/cpu/cpu_device.h"
+
+namespace dsv3::kernels {
+
+struct FfnJob {
+  CpuDevice* device;
+  const FfnArgs* args;
+  int32_t up_tiles;    // of one task of phase 1
+  int32_t down_tiles;  // of one task of phase 2
+
+  static void up_task(void* context, int task, int worker);
+  static void down_task(void* context, int task, int worker);
+
+  GemmArgs gemm_args(const Matrix& w, const void* const* rows, int32_t count, int worker) const;
+  void activate(const FfnGroup& group, int32_t first_cell, int32_t first, int32_t rows,
+                int32_t tile, int32_t tiles, int worker) const;
+  void sum_slots(int32_t column, int32_t count, int worker) const;
+};
+
+namespace {
+
+int32_t panels_of(int32_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+size_t size_of(Activation type) {
+  return type == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
+}
+Activation activation_for(const Micro& micro, const Matrix& w) {
+  return micro.activation[static_cast<size_t>(w.dtype)];
+}
+
+}  // namespace
+
+GemmArgs FfnJob::gemm_args(const Matrix& w, const void* const* rows, int32_t count,
+                           int worker) const {
+  auto& scratch = device->workers_[static_cast<size_t>(worker)];
+  GemmArgs g;
+  g.w = tiled(w);
+  g.rows = count;
+  g.x = rows;
+  g.out = scratch.panel.get();
+  g.out_stride = kGroupColumns;
+  g.scratch = scratch.gemm.get();
+  return g;
+}
+
+// silu(gate x) * (up x) of some columns and rows of a group, rounded for `down`.
+void FfnJob::activate(const FfnGroup& group, int32_t first_cell, int32_t first, int32_t rows,
+                      int32_t tile, int32_t tiles, int worker) const {
+  const FfnWeights& w = *group.weights;
+  const Micro& micro = *device->micro_;
+  const auto inputs = [&](const Matrix& m) {
+    return device->ffn_inputs_[static_cast<size_t>(activation_for(micro, m))].get() + first_cell +
+           first;
+  };
+  GemmArgs gate = gemm_args(w.gate, inputs(w.gate), rows, worker);
+  GemmArgs up = gemm_args(w.up, inputs(w.up), rows, worker);
+  gate.tile = up.tile = tile;
+  gate.tiles = up.tiles = tiles;
+  up.out += kPanelRows * kGroupColumns;
+  micro.gemm(gate);
+  micro.gemm(up);
+  const Activation type = activation_for(micro, w.down);
+  const int32_t column = tile * kTileN;
+  const int32_t count = std::min(tiles * kTileN, w.gate.n - column);
+  // The last column's row gets its padding up to an even width.
+  const int32_t padded = column + count == w.gate.n ? even(w.gate.n) - column : count;
+  for (int32_t r = 0; r < rows; ++r) {
+    float* values = gate.out + r * gate.out_stride;
+    micro.silu_mul(values, up.out + r * up.out_stride, count);
+    const void* row = device->ffn_hidden_[static_cast<size_t>(first_cell + first + r)];
+    micro.pack(type, values, count, padded,
+               static_cast<std::byte*>(const_cast<void*>(row)) +
+                   static_cast<size_t>(column) * size_of(type));
+  }
+}
+
+void FfnJob::up_task(void* context, int task, int worker) {
+  const FfnJob& job = *static_cast<FfnJob*>(context);
+  const auto& first_task = job.device->ffn_first_task_;
+  const auto groups = job.args->groups;
+  const auto end = first_task.begin() + static_cast<int64_t>(groups.size());
+  const auto index =
+      static_cast<size_t>(std::upper_bound(first_task.begin(), end, task) - first_task.begin() - 1);
+  const FfnGroup& group = groups[index];
+  const int32_t panels = panels_of(group.count);
+  const int32_t local = task - first_task[index];
+  const int32_t first = local % panels * kPanelRows;
+  const int32_t begin = local / panels * job.up_tiles;
+  const auto tiles = static_cast<int32_t>(tiles_of(group.weights->gate.n));
+  for (int32_t tile = begin; tile < std::min(tiles, begin + job.up_tiles); tile += kGroupTiles) {
+    const int32_t count = std::min({kGroupTiles, tiles - tile, begin + job.up_tiles - tile});
+    job.activate(group, job.device->ffn_first_cell_[index], first,
+                 std::min(kPanelRows, group.count - first), tile, count, worker);
+  }
+}
+
+void FfnJob::sum_slots(int32_t column, int32_t count, int worker) const {
+  auto& scratch = device->workers_[static_cast<size_t>(worker)];
+  const float** parts = scratch.slot_parts.get();
+  float* weights = scratch.slot_weights.get();
+  for (int64_t t = 0; t < args->rows; ++t) {
+    int32_t used = 0;
+    for (int64_t s = 0; s < args->slots; ++s) {
+      const int32_t cell = device->ffn_cell_[static_cast<size_t>(t * args->slots + s)];
+      if (cell < 0) continue;
+      parts[used] = scratch.ffn_cells.get() + int64_t{cell} * kGroupColumns;
+      weights[used++] = args->slot_weights[t * args->slots + s];
+    }
+    if (used == 0) continue;
+    device->micro_->add_weighted(args->y.get() + t * args->hidden + column, parts, weights, used,
+                                 count);
+  }
+}
+
+void FfnJob::down_task(void* context, int task, int worker) {
+  const FfnJob& job = *static_cast<FfnJob*>(context);
+  auto& scratch = job.device->workers_[static_cast<size_t>(worker)];
+  const auto tiles = static_cast<int32_t>(tiles_of(job.args->hidden));
+  const int32_t tile = task * job.down_tiles;
+  const int32_t tile_count = std::min(job.down_tiles, tiles - tile);
+  for (size_t i = 0; i < job.args->groups.size(); ++i) {
+    const FfnGroup& group = job.args->groups[i];
+    const int32_t cell = job.device->ffn_first_cell_[i];
+    for (int32_t first = 0; first < group.count; first += kPanelRows) {
+      GemmArgs g = job.gemm_args(group.weights->down, job.device->ffn_hidden_.get() + cell + first,
+                                 std::min(kPanelRows, group.count - first), worker);
+      g.tile = tile;
+      g.tiles = tile_count;
+      g.out = scratch.ffn_cells.get() + int64_t{cell + first} * kGroupColumns;
+      job.device->micro_->gemm(g);
+    }
+  }
+  const int32_t column = tile * kTileN;
+  job.sum_slots(column, std::min(tile_count * kTileN, job.args->hidden - column), worker);
+}
+
+void CpuDevice::moe_ffn(const FfnArgs& args) {
+  if (args.groups.empty()) return;
+  assert(args.groups.size() < ffn_first_task_.size());
+  FfnJob job{this, &args, kGroupTiles, kGroupTiles};
+
+  // Rounded rows of x, once for each type that some group's weights want.
+  const int32_t k = args.hidden;
+  const size_t row_bytes[] = {static_cast<size_t>(even(k)) * sizeof(float),
+                              static_cast<size_t>(even(k)) * sizeof(uint16_t)};
+  std::byte* packed[] = {packed_.get(),
+                         packed_.get() + static_cast<size_t>(args.rows) * row_bytes[0]};
+  bool wanted[2] = {};
+  double ns = 0;
+  int64_t width_tiles = 0;
+  for (const FfnGroup& group : args.groups) {
+    wanted[static_cast<size_t>(activation_for(*micro_, group.weights->gate))] = true;
+    wanted[static_cast<size_t>(activation_for(*micro_, group.weights->up))] = true;
+    ns += 2 * gemm_ns(group.weights->gate, group.count) + gemm_ns(group.weights->down, group.count);
+    width_tiles += tiles_of(group.weights->gate.n) * panels_of(group.count);
+  }
+  for_rows(args.rows, k * 0.1, [&](int32_t r) {
+    for (const Activation type : {Activation::kF32, Activation::kBF16}) {
+      const auto t = static_cast<size_t>(type);
+      if (!wanted[t]) continue;
+      micro_->pack(type, args.x.get() + int64_t{r} * k, k, even(k),
+                   packed[t] + static_cast<size_t>(r) * row_bytes[t]);
+    }
+  });
+
+  // Every (token, slot) that a group covers is a cell; a group's cells are consecutive.
+  std::fill_n(ffn_cell_.get(), int64_t{args.rows} * args.slots, -1);
+  // Small experts are cut finer so that every thread has work in both phases.
+  const int64_t threads_wanted = int64_t{2} * threads();
+  while (job.up_tiles > 1 && width_tiles / job.up_tiles < threads_wanted) job.up_tiles /= 2;
+  while (job.down_tiles > 1 && tiles_of(args.hidden) / job.down_tiles < threads_wanted) {
+    job.down_tiles /= 2;
+  }
+  int32_t cell = 0, task = 0;
+  std::byte* hidden = ffn_activations_.get();
+  for (size_t i = 0; i < args.groups.size(); ++i) {
+    const FfnGroup& group = args.groups[i];
+    const int32_t width = group.weights->gate.n;
+    const Activation down = activation_for(*micro_, group.weights->down);
+    const size_t hidden_bytes = (static_cast<size_t>(even(width)) * size_of(down) + 63) / 64 * 64;
+    ffn_first_cell_[i] = cell;
+    ffn_first_task_[i] = task;
+    for (int32_t j = 0; j < group.count; ++j, ++cell, hidden += hidden_bytes) {
+      ffn_cell_[static_cast<size_t>(int64_t{group.tokens[j]} * args.slots + group.slots[j])] = cell;
+      for (size_t t = 0; t < 2; ++t) {
+        ffn_inputs_[t][static_cast<size_t>(cell)] =
+            packed[t] + static_cast<size_t>(group.tokens[j]) * row_bytes[t];
+      }
+      ffn_hidden_[static_cast<size_t>(cell)] = hidden;
+    }
+    const auto tiles = static_cast<int32_t>(tiles_of(width));
+    task += (tiles + job.up_tiles - 1) / job.up_tiles * panels_of(group.count);
+  }
+  ffn_first_task_[args.groups.size()] = task;
+  const auto down_tasks =
+      static_cast<int>((tiles_of(args.hidden) + job.down_tiles - 1) / job.down_tiles);
+  const Pool::Phase phases[] = {{FfnJob::up_task, &job, task},
+                                {FfnJob::down_task, &job, down_tasks}};
+  run(phases, ns);
+}
+
+}  // namespace dsv3::kernels

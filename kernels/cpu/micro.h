@@ -1,0 +1,113 @@
+// The micro-kernels of one instruction set: what differs between the CPU kernel sets. Everything
+// else (partitioning, the expert plan, attention over pages) is shared and written on top of this
+// table.
+//
+// The files that implement it are compiled for their instruction set alone. So that no function
+// compiled for AVX-512 can be picked by the linker for a machine without it, they include nothing
+// but this header and micro_simd.h, whose functions are all templates over a type local to the
+// file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dsv3::kernels {
+
+// The same numbers as DType.
+enum class WeightType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3 };
+// What the rows of activations are stored as when a kernel reads them.
+enum class Activation : uint8_t { kF32 = 0, kBF16 = 1 };
+
+// A matrix in tile layout [ceil(n/16)][ceil(k/2)][16][2].
+struct TiledWeights {
+  WeightType type = WeightType::kF32;
+  int32_t k = 0;
+  int32_t block_k = 128;  // inputs summed before they join the total; divides scale_k
+  const uint8_t* data = nullptr;
+  const float* scales = nullptr;  // FP8 only: [ceil(n/scale_n), scale_columns]
+  int32_t n = 0;
+  int32_t scale_n = 128;
+  int32_t scale_k = 128;
+  int32_t scale_columns = 0;
+};
+
+inline constexpr int kGroupTiles = 4;                   // tiles of one gemm call at most
+inline constexpr int kGroupColumns = 16 * kGroupTiles;  // output columns of one gemm call at most
+inline constexpr int kBlockK = 128;                     // block_k at most
+// Scratch of one gemm or panel call: a decoded block of kGroupTiles tiles as float32.
+inline constexpr size_t kGemmScratch = size_t{kGroupColumns} * kBlockK * sizeof(float);
+
+// out[r][c] = sum over k of W[16 tile + c][k] * x[r][k], c in [0, 16 tiles). Sums run over blocks
+// of block_k inputs, each block in order (how is the set's choice), then total = fma(block, scale,
+// total) block by block: the same additions for a row whatever the number of rows.
+struct GemmArgs {
+  TiledWeights w;
+  int32_t tile = 0;
+  int32_t tiles = 0;  // 1..kGroupTiles
+  int32_t rows = 0;
+  const void* const* x = nullptr;  // [rows] pointers to k (rounded up to even, zero-padded) values
+  float* out = nullptr;            // [rows][16 tiles], overwritten
+  int64_t out_stride = 0;          // elements
+  void* scratch = nullptr;         // kGemmScratch bytes, 64-byte aligned
+};
+
+// 64 columns of BF16 pairs against some rows: w[pair][64][2], as a latent page holds its keys and
+// as values are rearranged. out[r][c] = out[r][c] * keep[r] + sum over pairs; keep null: no out.
+struct PanelArgs {
+  const uint8_t* w = nullptr;  // BF16 [pairs][64][2]
+  int32_t pairs = 0;
+  int32_t rows = 0;
+  const void* const* x = nullptr;  // [rows] pointers to 2 * pairs values of the native type
+  float* out = nullptr;            // [rows][64]
+  int64_t out_stride = 0;
+  const float* keep = nullptr;  // [rows]
+  void* scratch = nullptr;      // kGemmScratch bytes
+};
+
+// Keys are attended in blocks of two pages.
+inline constexpr int kPageKeys = 64;
+inline constexpr int kKeyBlock = 128;
+
+struct Micro {
+  const char* name;
+  Activation native;  // type of attention's queries and probabilities
+  // Type of activations that gemm wants for each weight type.
+  Activation activation[4];
+
+  // Packs k values for gemm or panel; pads with zeros up to `padded` values.
+  void (*pack)(Activation type, const float* x, int32_t k, int32_t padded, void* out);
+  void (*gemm)(const GemmArgs& args);
+  // The same with float32 activations for every weight type (the router).
+  void (*gemm_f32)(const GemmArgs& args);
+  void (*panel)(const PanelArgs& args);
+  // Rearranges dims [0, dims) of a page's keys for panel: out[ceil(dims/64)][pairs_total][64][2],
+  // the page's 32 key pairs at [pair_begin, pair_begin + 32). Keys not below `keys` become zero.
+  void (*values)(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
+                 int32_t pairs_total, uint8_t* out);
+  // One row's scores of one key block: p[i] = exp(scale * s[i] - max) for i in [begin, end), 0 for
+  // the others of kKeyBlock, in the native type. Updates the running *max and *sum; returns what
+  // earlier sums must be multiplied by.
+  float (*softmax)(const float* s, int32_t begin, int32_t end, float scale, float* max, float* sum,
+                   void* p);
+  // total = total * a + part * b
+  void (*merge)(float* total, float a, const float* part, float b, int32_t count);
+  // out[i] = x[i] / sqrt(mean(x^2) + eps) * gamma[i]
+  void (*rms_norm)(const float* x, const float* gamma, float eps, int32_t dim, float* out);
+  // gate[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(float* gate, const float* up, int32_t count);
+  // y[i] += x[i]
+  void (*add)(float* y, const float* x, int64_t count);
+  // y[i] += sum over j of weight[j] * parts[j][i], the sum formed from zero in order of j
+  void (*add_weighted)(float* y, const float* const* parts, const float* weights,
+                       int32_t parts_count, int32_t count);
+  // The lowest index of the greatest value, the value, sum of exp(x - max), all finite.
+  void (*reduce)(const float* x, int32_t count, int32_t* argmax, float* max, double* sum_exp,
+                 bool* finite);
+};
+
+// Null where this build has no such set.
+const Micro* micro_portable();
+const Micro* micro_avx2();
+const Micro* micro_avx512bf16();
+
+}  // namespace dsv3::kernels

@@ -1,0 +1,434 @@
+// Micro-kernels written once over a small vector type, for every instruction set: all of portable
+// and avx2, and the float32 parts of avx512bf16. Everything is a template over S, a struct in an
+// anonymous namespace of the file that includes this, so that nothing compiled here for one
+// instruction set can be linked into another's code path (see micro.h).
+//
+// S offers: V (a vector of kLanes floats, GCC/Clang vector extension), I (the same of int32_t),
+// kLanes, kRows (rows of a dot product that fit into the registers), fma(a, b, c),
+// bf16(p)/f16(p)/f8(p) (kLanes weights widened), store_native(p, index, v).
+#pragma once
+
+#include "kernels/cpu/micro.h"
+
+namespace dsv3::kernels::simd {
+
+template <class S>
+inline typename S::V load(const float* p) {
+  typename S::V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class S>
+inline void store(float* p, typename S::V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <class S>
+inline typename S::V splat(float f) {
+  return typename S::V{} + f;
+}
+// p[0], p[1], p[0], p[1], ...
+template <class S>
+inline typename S::V load_pair(const float* p) {
+  using D __attribute__((vector_size(sizeof(typename S::V)))) = double;
+  double both;
+  __builtin_memcpy(&both, p, sizeof both);
+  union {
+    D d;
+    typename S::V v;
+  } u;
+  for (int i = 0; i < S::kLanes / 2; ++i) u.d[i] = both;
+  return u.v;
+}
+// The first `count` < kLanes values, zeros after them.
+template <class S>
+inline typename S::V load_part(const float* p, int64_t count) {
+  float buffer[S::kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return load<S>(buffer);
+}
+template <class S>
+inline void store_part(float* p, typename S::V v, int64_t count) {
+  float buffer[S::kLanes];
+  store<S>(buffer, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+}
+// The sum of all lanes: always the same tree.
+template <class S>
+inline float sum_lanes(typename S::V v) {
+  float buffer[S::kLanes];
+  store<S>(buffer, v);
+  for (int half = S::kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) buffer[i] += buffer[i + half];
+  }
+  return buffer[0];
+}
+template <class S>
+inline float max_lanes(typename S::V v) {
+  float buffer[S::kLanes];
+  store<S>(buffer, v);
+  float max = buffer[0];
+  for (int i = 1; i < S::kLanes; ++i) max = buffer[i] > max ? buffer[i] : max;
+  return max;
+}
+
+// e^x, relative error below 2e-7 for x in [-87, 88]; 0 below, e^88 above, NaN for NaN. x = n ln 2 +
+// r with |r| <= ln(2)/2, Taylor series of degree 7 (its remainder is r^8/40320 < 6e-9).
+template <class S>
+inline typename S::V exp(typename S::V x) {
+  using V = typename S::V;
+  using I = typename S::I;
+  const V magic = splat<S>(0x1.8p23f);  // adding it rounds to an integer in the low bits
+  x = x > 88.0f ? splat<S>(88.0f) : x;
+  const V shifted = S::fma(x, splat<S>(1.44269504f), magic);
+  const V n = shifted - magic;
+  V r = S::fma(n, splat<S>(-0x1.63p-1f), x);  // the head of ln 2 has 9 bits: n times it is exact
+  r = S::fma(n, splat<S>(0x1.bd0106p-13f), r);
+  V p = splat<S>(1.0f / 5040);
+  p = S::fma(p, r, splat<S>(1.0f / 720));
+  p = S::fma(p, r, splat<S>(1.0f / 120));
+  p = S::fma(p, r, splat<S>(1.0f / 24));
+  p = S::fma(p, r, splat<S>(1.0f / 6));
+  p = S::fma(p, r, splat<S>(0.5f));
+  p = S::fma(p, r, splat<S>(1.0f));
+  p = S::fma(p, r, splat<S>(1.0f));
+  const I exponent = ((I)shifted - (I)magic + 127) << 23;
+  const V result = p * (V)exponent;
+  return x < -87.0f ? V{} : result;
+}
+
+// --- linear layers
+
+template <class S>
+inline typename S::V widen(WeightType type, const uint8_t* p, int64_t index) {
+  switch (type) {
+    case WeightType::kF32:
+      return load<S>(reinterpret_cast<const float*>(p) + index);
+    case WeightType::kBF16:
+      return S::bf16(p + 2 * index);
+    case WeightType::kF16:
+      return S::f16(p + 2 * index);
+    default:
+      return S::f8(p + index);
+  }
+}
+
+template <class S, WeightType kType>
+inline void decode_as(const uint8_t* p, int32_t pairs, int64_t pair_stride, float* out) {
+  for (int32_t i = 0; i < pairs; ++i) {
+    for (int j = 0; j < 32; j += S::kLanes) {
+      store<S>(out + 32 * i + j, widen<S>(kType, p, i * pair_stride + j));
+    }
+  }
+}
+
+// out[pairs][16][2] float32 from weights of any type; pair_stride in elements.
+template <class S>
+inline void decode(WeightType type, const uint8_t* p, int32_t pairs, int64_t pair_stride,
+                   float* out) {
+  switch (type) {
+    case WeightType::kF32:
+      return decode_as<S, WeightType::kF32>(p, pairs, pair_stride, out);
+    case WeightType::kBF16:
+      return decode_as<S, WeightType::kBF16>(p, pairs, pair_stride, out);
+    case WeightType::kF16:
+      return decode_as<S, WeightType::kF16>(p, pairs, pair_stride, out);
+    default:
+      return decode_as<S, WeightType::kF8E4M3>(p, pairs, pair_stride, out);
+  }
+}
+
+// sum[r][16] over the pairs of one block: even and odd inputs are summed apart, then together.
+template <class S, int R>
+inline void dot_rows(const float* block, int32_t pairs, const float* const* x, int64_t offset,
+                     float* sums) {
+  using V = typename S::V;
+  constexpr int kVectors = 32 / S::kLanes;
+  V acc[R][kVectors] = {};
+  const float* row[R];
+  for (int r = 0; r < R; ++r) row[r] = x[r] + offset;
+  for (int32_t i = 0; i < pairs; ++i) {
+    V w[kVectors];
+    for (int j = 0; j < kVectors; ++j) w[j] = load<S>(block + 32 * i + j * S::kLanes);
+    for (int r = 0; r < R; ++r) {
+      const V pair = load_pair<S>(row[r] + 2 * i);
+      for (int j = 0; j < kVectors; ++j) acc[r][j] = S::fma(w[j], pair, acc[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float lanes[32];
+    for (int j = 0; j < kVectors; ++j) store<S>(lanes + j * S::kLanes, acc[r][j]);
+    for (int c = 0; c < 16; ++c) sums[16 * r + c] = lanes[2 * c] + lanes[2 * c + 1];
+  }
+}
+
+// Calls use(first_row, count, sums) for all rows of a block in turn.
+template <class S, class Use>
+inline void dot_all(const float* block, int32_t pairs, const float* const* x, int32_t rows,
+                    int64_t offset, Use use) {
+  float sums[S::kRows * 16];
+  int32_t r = 0;
+  for (; r + S::kRows <= rows; r += S::kRows) {
+    dot_rows<S, S::kRows>(block, pairs, x + r, offset, sums);
+    for (int i = 0; i < S::kRows; ++i) use(r + i, sums + 16 * i);
+  }
+  for (; r < rows; ++r) {
+    dot_rows<S, 1>(block, pairs, x + r, offset, sums);
+    use(r, sums);
+  }
+}
+
+// The 16 scales of a tile for the block of inputs that begins at k.
+template <class S>
+inline void tile_scales(const TiledWeights& w, int32_t tile, int32_t k, float* scale) {
+  for (int i = 0; i < 16; ++i) {
+    int32_t row = tile * 16 + i;
+    row = row < w.n ? row : w.n - 1;
+    scale[i] = w.type == WeightType::kF8E4M3
+                   ? w.scales[int64_t{row / w.scale_n} * w.scale_columns + k / w.scale_k]
+                   : 1.0f;
+  }
+}
+
+// out[16] = fma(sums, scale, out)
+template <class S>
+inline void add_scaled(const float* sums, const float* scale, float* out) {
+  for (int c = 0; c < 16; c += S::kLanes) {
+    store<S>(out + c, S::fma(load<S>(sums + c), load<S>(scale + c), load<S>(out + c)));
+  }
+}
+
+template <class S>
+void gemm(const GemmArgs& a) {
+  const auto* const* x = reinterpret_cast<const float* const*>(a.x);
+  auto* block = static_cast<float*>(a.scratch);
+  const int32_t all_pairs = (a.w.k + 1) / 2;
+  const int32_t block_pairs = a.w.block_k / 2;
+  constexpr int kSizes[] = {4, 2, 2, 1};
+  const int64_t size = kSizes[static_cast<int>(a.w.type)];
+  for (int32_t r = 0; r < a.rows; ++r) {
+    for (int32_t c = 0; c < 16 * a.tiles; ++c) a.out[r * a.out_stride + c] = 0;
+  }
+  for (int32_t t = 0; t < a.tiles; ++t) {
+    const uint8_t* tile = a.w.data + int64_t{a.tile + t} * all_pairs * 32 * size;
+    for (int32_t begin = 0; begin < all_pairs; begin += block_pairs) {
+      const int32_t left = all_pairs - begin;
+      const int32_t pairs = left < block_pairs ? left : block_pairs;
+      float scale[16];
+      tile_scales<S>(a.w, a.tile + t, 2 * begin, scale);
+      decode<S>(a.w.type, tile + begin * 32 * size, pairs, 32, block);
+      dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, [&](int32_t r, const float* sums) {
+        add_scaled<S>(sums, scale, a.out + r * a.out_stride + 16 * t);
+      });
+    }
+  }
+}
+
+template <class S>
+void panel(const PanelArgs& a) {
+  const auto* const* x = reinterpret_cast<const float* const*>(a.x);
+  auto* block = static_cast<float*>(a.scratch);
+  for (int32_t r = 0; r < a.rows; ++r) {
+    float* out = a.out + r * a.out_stride;
+    for (int32_t c = 0; c < 64; ++c) out[c] = a.keep != nullptr ? out[c] * a.keep[r] : 0.0f;
+  }
+  constexpr int32_t kPairs = kBlockK / 2;
+  for (int32_t t = 0; t < 4; ++t) {
+    for (int32_t begin = 0; begin < a.pairs; begin += kPairs) {
+      const int32_t pairs = a.pairs - begin < kPairs ? a.pairs - begin : kPairs;
+      decode<S>(WeightType::kBF16, a.w + (int64_t{begin} * 128 + t * 32) * 2, pairs, 128, block);
+      dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, [&](int32_t r, const float* sums) {
+        float* out = a.out + r * a.out_stride + 16 * t;
+        for (int c = 0; c < 16; ++c) out[c] += sums[c];
+      });
+    }
+  }
+}
+
+// --- attention
+
+// A page holds [dim pair][64 keys][2 dims]; the four values of two keys and two dims are eight
+// bytes, in which only the middle two values trade places.
+template <class S>
+void values(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
+            int32_t pairs_total, uint8_t* out) {
+  constexpr uint64_t kOuter = 0xffff00000000ffffu;
+  for (int32_t key = 0; key < kPageKeys; key += 2) {
+    const uint64_t mask = key + 1 < keys ? ~uint64_t{0} : key < keys ? 0x0000ffff0000ffffu : 0;
+    uint8_t* row = out + int64_t{pair_begin + key / 2} * 256;
+    for (int32_t d = 0; d < dims; d += 2) {
+      uint64_t v;
+      __builtin_memcpy(&v, page + (int64_t{d / 2} * kPageKeys + key) * 4, 8);
+      v = ((v & kOuter) | ((v >> 16) & 0xffff0000u) | ((v << 16) & 0x0000ffff00000000u)) & mask;
+      __builtin_memcpy(row + int64_t{d / 64} * pairs_total * 256 + d % 64 * 4, &v, 8);
+    }
+  }
+}
+
+template <class S>
+float softmax(const float* s, int32_t begin, int32_t end, float scale, float* max, float* sum,
+              void* p) {
+  using V = typename S::V;
+  using I = typename S::I;
+  constexpr int kVectors = kKeyBlock / S::kLanes;
+  if (begin >= end) {
+    for (int j = 0; j < kVectors; ++j) S::store_native(p, j * S::kLanes, V{});
+    return 1;
+  }
+  I lane;
+  for (int i = 0; i < S::kLanes; ++i) lane[i] = i;
+  V score[kVectors];
+  V top = splat<S>(-__builtin_inff());
+  for (int j = 0; j < kVectors; ++j) {
+    const I index = lane + j * S::kLanes;
+    const I inside = (index >= begin) & (index < end);
+    score[j] = inside ? load<S>(s + j * S::kLanes) * scale : splat<S>(-__builtin_inff());
+    top = score[j] > top ? score[j] : top;
+  }
+  const float block_max = max_lanes<S>(top);
+  const float new_max = block_max > *max ? block_max : *max;
+  V total = {};
+  for (int j = 0; j < kVectors; ++j) {
+    const I index = lane + j * S::kLanes;
+    const I inside = (index >= begin) & (index < end);
+    const V weight = inside ? exp<S>(score[j] - new_max) : V{};
+    total += weight;
+    S::store_native(p, j * S::kLanes, weight);
+  }
+  const V keep = exp<S>(splat<S>(*max - new_max));
+  *max = new_max;
+  *sum = *sum * keep[0] + sum_lanes<S>(total);
+  return keep[0];
+}
+
+template <class S>
+void merge(float* total, float a, const float* part, float b, int32_t count) {
+  int32_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) {
+    store<S>(total + i, S::fma(load<S>(part + i), splat<S>(b), load<S>(total + i) * a));
+  }
+  if (i < count) {
+    const auto t = load_part<S>(total + i, count - i) * a;
+    store_part<S>(total + i, S::fma(load_part<S>(part + i, count - i), splat<S>(b), t), count - i);
+  }
+}
+
+// --- elementwise
+
+template <class S>
+void rms_norm(const float* x, const float* gamma, float eps, int32_t dim, float* out) {
+  using V = typename S::V;
+  V sum[4] = {};
+  int32_t i = 0;
+  for (; i + 4 * S::kLanes <= dim; i += 4 * S::kLanes) {
+    for (int j = 0; j < 4; ++j) {
+      const V v = load<S>(x + i + j * S::kLanes);
+      sum[j] = S::fma(v, v, sum[j]);
+    }
+  }
+  for (; i < dim; i += S::kLanes) {
+    const V v = i + S::kLanes <= dim ? load<S>(x + i) : load_part<S>(x + i, dim - i);
+    sum[0] = S::fma(v, v, sum[0]);
+  }
+  const float square = sum_lanes<S>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  const float scale = 1.0f / __builtin_sqrtf(square / static_cast<float>(dim) + eps);
+  i = 0;
+  for (; i + S::kLanes <= dim; i += S::kLanes) {
+    store<S>(out + i, load<S>(x + i) * scale * load<S>(gamma + i));
+  }
+  for (; i < dim; ++i) out[i] = x[i] * scale * gamma[i];
+}
+
+template <class S>
+void silu_mul(float* gate, const float* up, int32_t count) {
+  using V = typename S::V;
+  const auto silu = [](V g, V u) { return g / (exp<S>(-g) + 1.0f) * u; };
+  int32_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) {
+    store<S>(gate + i, silu(load<S>(gate + i), load<S>(up + i)));
+  }
+  if (i < count) {
+    const V g = load_part<S>(gate + i, count - i);
+    store_part<S>(gate + i, silu(g, load_part<S>(up + i, count - i)), count - i);
+  }
+}
+
+template <class S>
+void add(float* y, const float* x, int64_t count) {
+  int64_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) store<S>(y + i, load<S>(y + i) + load<S>(x + i));
+  for (; i < count; ++i) y[i] += x[i];
+}
+
+template <class S>
+void add_weighted(float* y, const float* const* parts, const float* weights, int32_t parts_count,
+                  int32_t count) {
+  using V = typename S::V;
+  int32_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) {
+    V sum = {};
+    for (int32_t j = 0; j < parts_count; ++j) {
+      sum = S::fma(load<S>(parts[j] + i), splat<S>(weights[j]), sum);
+    }
+    store<S>(y + i, load<S>(y + i) + sum);
+  }
+  if (i < count) {
+    V sum = {};
+    for (int32_t j = 0; j < parts_count; ++j) {
+      sum = S::fma(load_part<S>(parts[j] + i, count - i), splat<S>(weights[j]), sum);
+    }
+    store_part<S>(y + i, load_part<S>(y + i, count - i) + sum, count - i);
+  }
+}
+
+template <class S>
+void reduce(const float* x, int32_t count, int32_t* argmax, float* max, double* sum_exp,
+            bool* finite) {
+  using V = typename S::V;
+  using I = typename S::I;
+  V top = splat<S>(-__builtin_inff());
+  I good = (I)(V{}) == (I)(V{});
+  int32_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) {
+    const V v = load<S>(x + i);
+    top = v > top ? v : top;
+    good &= (v - v) == V{};
+  }
+  bool all = true;
+  for (int j = 0; j < S::kLanes; ++j) all = all && good[j] != 0;
+  float best = max_lanes<S>(top);
+  for (; i < count; ++i) {
+    best = x[i] > best ? x[i] : best;
+    all = all && x[i] - x[i] == 0;
+  }
+  *finite = all;
+  int32_t at = 0;
+  if (all) {
+    while (x[at] != best) ++at;
+  } else {
+    for (int32_t j = 1; j < count; ++j) at = x[j] > x[at] ? j : at;
+  }
+  *argmax = at;
+  *max = x[at];
+  double total = 0;
+  for (i = 0; i < count;) {  // short float32 sums, joined in double
+    V part = {};
+    for (int j = 0; j < 16 && i < count; ++j, i += S::kLanes) {
+      const int64_t left = count - i;
+      const V v = left >= S::kLanes ? load<S>(x + i) : load_part<S>(x + i, left);
+      V e = exp<S>(v - *max);
+      for (int64_t l = left; l < S::kLanes; ++l) e[l] = 0;
+      part += e;
+    }
+    total += static_cast<double>(sum_lanes<S>(part));
+  }
+  *sum_exp = total;
+}
+
+// Packing to float32: a copy with padding.
+template <class S>
+void pack_f32(const float* x, int32_t k, int32_t padded, float* out) {
+  __builtin_memcpy(out, x, static_cast<size_t>(k) * sizeof(float));
+  for (int32_t i = k; i < padded; ++i) out[i] = 0;
+}
+
+}  // namespace dsv3::kernels::simd

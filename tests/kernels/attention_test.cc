@@ -1,0 +1,326 @@
+// rope_append() and mla_attention() of every kernel set against ref/, and the promise that a row's
+// bits depend on nothing but its own sequence up to itself.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "tests/kernels/kernel_test.h"
+
+namespace dsv3::test {
+namespace {
+
+// One sequence's inputs for all of its positions.
+struct Sequence {
+  std::vector<float> q, kv, cos, sin;
+};
+
+struct Model {
+  k::MlaShape shape;
+  std::vector<TestMatrix> w_uk, w_uv;
+  std::vector<k::Matrix> uk, uv;
+  std::vector<float> gamma;
+  int64_t first_key = 0;
+
+  size_t q_width() const { return static_cast<size_t>(shape.heads * shape.qk_head_dim()); }
+  size_t kv_width() const { return static_cast<size_t>(shape.latent_dim()); }
+  size_t out_width() const { return static_cast<size_t>(shape.heads * shape.v_head_dim); }
+  size_t pairs() const { return static_cast<size_t>(shape.qk_rope_head_dim / 2); }
+};
+
+Model random_model(Random& random, k::MlaShape shape, k::DType dtype, int32_t block = 128) {
+  Model m;
+  m.shape = shape;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape.qk_nope_head_dim));
+  for (int32_t h = 0; h < shape.heads; ++h) {
+    m.w_uk.push_back(random_matrix(
+        random, {dtype, shape.kv_lora_rank, shape.qk_nope_head_dim, block, block, scale}));
+    m.w_uv.push_back(
+        random_matrix(random, {dtype, shape.v_head_dim, shape.kv_lora_rank, block, block, scale}));
+    m.uk.push_back(m.w_uk.back().m);
+    m.uv.push_back(m.w_uv.back().m);
+  }
+  m.gamma = random.vector(static_cast<size_t>(shape.kv_lora_rank));
+  return m;
+}
+
+Sequence random_sequence(Random& random, const Model& m, int64_t length) {
+  const auto n = static_cast<size_t>(length);
+  Sequence s;
+  s.q = random.bf16_vector(n * m.q_width(), 2);
+  s.kv = random.vector(n * m.kv_width(), 2);
+  for (size_t i = 0; i < n * m.pairs(); ++i) {
+    const float angle = random.uniform() * 3;
+    s.cos.push_back(std::cos(angle));
+    s.sin.push_back(std::sin(angle));
+  }
+  return s;
+}
+
+// Pages of one sequence on a device, filled with 0xff (NaN) before use.
+struct Pages {
+  Pages(k::Device* d, const Model& m, int64_t positions, size_t offset = 0)
+      : page_offset(offset), device(d) {
+    const size_t bytes = d->latent_page_bytes(m.shape) + offset;
+    for (int64_t i = 0; i < (positions + 63) / 64; ++i) {
+      memory.push_back(d->alloc(bytes));
+      std::memset(memory.back().get(), 0xff, bytes);
+    }
+  }
+  ~Pages() {
+    for (auto p : memory) device->free(p);
+  }
+  Pages(const Pages&) = delete;
+  size_t page_offset;
+  k::Device* device;
+  std::vector<k::Dev<std::byte>> memory;
+};
+
+// A step: rows [begin, end) of some sequences together.
+struct Part {
+  const Sequence* sequence;
+  Pages* pages;
+  int64_t begin, end;
+};
+
+k::Limits limits_for(const Model& m, int32_t rows) {
+  k::Limits l;
+  l.rows = rows;
+  l.linear_k = l.hidden = 16;
+  l.mla = m.shape;
+  return l;
+}
+
+// Runs both operations for the parts as one batch; returns the attention's outputs row by row.
+std::vector<float> step(k::Device& d, const Model& m, const std::vector<Part>& parts) {
+  std::vector<float> q, kv, cos, sin;
+  std::vector<k::SequenceRows> rows;
+  int32_t total = 0;
+  const auto append = [](std::vector<float>& to, const std::vector<float>& from, int64_t begin,
+                         int64_t end, size_t width) {
+    const auto w = static_cast<int64_t>(width);
+    to.insert(to.end(), from.begin() + begin * w, from.begin() + end * w);
+  };
+  for (const Part& p : parts) {
+    append(q, p.sequence->q, p.begin, p.end, m.q_width());
+    append(kv, p.sequence->kv, p.begin, p.end, m.kv_width());
+    append(cos, p.sequence->cos, p.begin, p.end, m.pairs());
+    append(sin, p.sequence->sin, p.begin, p.end, m.pairs());
+    const auto count = static_cast<int32_t>(p.end - p.begin);
+    rows.push_back({total, count, p.begin, p.pages->memory.data()});
+    total += count;
+  }
+  REQUIRE(d.reserve(limits_for(m, total)).ok());
+  k::RopeAppendArgs r;
+  r.shape = m.shape;
+  r.sequences = rows;
+  r.page_offset = parts[0].pages->page_offset;
+  r.q = mdev(q);
+  r.kv = cdev(kv);
+  r.gamma = cdev(m.gamma);
+  r.cos = cdev(cos);
+  r.sin = cdev(sin);
+  d.rope_append(r);
+  std::vector<float> out(static_cast<size_t>(total) * m.out_width(), -7.0f);
+  k::MlaAttentionArgs a;
+  a.shape = m.shape;
+  a.sequences = rows;
+  a.page_offset = r.page_offset;
+  a.first_key = m.first_key;
+  a.softmax_scale = 1.0f / std::sqrt(static_cast<float>(m.shape.qk_head_dim()));
+  a.q = cdev(q);
+  a.w_uk = m.uk;
+  a.w_uv = m.uv;
+  a.out = mdev(out);
+  d.mla_attention(a);
+  return out;
+}
+
+// The whole sequence in steps of `chunk` rows.
+std::vector<float> in_chunks(k::Device& d, const Model& m, const Sequence& s, int64_t length,
+                             int64_t chunk, size_t page_offset = 0) {
+  Pages pages(&d, m, length, page_offset);
+  std::vector<float> out;
+  for (int64_t begin = 0; begin < length; begin += chunk) {
+    const auto part = step(d, m, {{&s, &pages, begin, std::min(length, begin + chunk)}});
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  return out;
+}
+
+void check_rows(const std::string& what, const std::vector<float>& got,
+                const std::vector<float>& want, size_t width, double similarity) {
+  for (size_t r = 0; r < got.size() / width; ++r) {
+    double xy = 0, xx = 0, yy = 0;
+    for (size_t i = r * width; i < (r + 1) * width; ++i) {
+      xy += static_cast<double>(got[i]) * static_cast<double>(want[i]);
+      xx += static_cast<double>(got[i]) * static_cast<double>(got[i]);
+      yy += static_cast<double>(want[i]) * static_cast<double>(want[i]);
+    }
+    const double dissimilarity = xx + yy > 0 ? 1 - 2 * xy / (xx + yy) : 0;
+    const bool ok = dissimilarity < similarity;
+    CHECK_MESSAGE(ok, what, " row ", r, ": 1 - 2xy/(xx+yy) is ", dissimilarity);
+    if (!ok) return;
+  }
+}
+
+// Latents and, under avx512bf16, queries and probabilities are BF16: errors of 2^-9 each.
+constexpr double kSimilarity = 1e-4;
+
+const k::MlaShape kShapes[] = {
+    {4, 128, 64, 32, 64}, {3, 64, 32, 16, 24},   {1, 16, 8, 2, 8},        {5, 100, 20, 10, 30},
+    {2, 7, 5, 4, 3},      {17, 192, 32, 16, 32}, {16, 512, 128, 64, 128},
+};
+
+}  // namespace
+
+TEST_CASE("attention: every shape against ref, whole prompt") {
+  Random random(20);
+  for (const k::MlaShape& shape : kShapes) {
+    for (const k::DType dtype : {k::DType::kF8E4M3, k::DType::kBF16, k::DType::kF32}) {
+      if (shape.kv_lora_rank == 512 && dtype != k::DType::kF8E4M3) continue;
+      const int64_t length = shape.kv_lora_rank == 512 ? 70 : 150;
+      const Model m = random_model(random, shape, dtype, 32);
+      const Sequence s = random_sequence(random, m, length);
+      const auto want = in_chunks(*device("ref"), m, s, length, length);
+      for (const std::string& set : fast_sets()) {
+        const auto got = in_chunks(*device(set, 2), m, s, length, length);
+        check_rows(set + " " + k::dtype_name(dtype) + " rank " + std::to_string(shape.kv_lora_rank),
+                   got, want, m.out_width(), kSimilarity);
+      }
+    }
+  }
+}
+
+TEST_CASE("attention: many splits of the keys against ref, decode") {
+  Random random(21);
+  Model m = random_model(random, {2, 32, 16, 8, 16}, k::DType::kBF16);
+  const int64_t length = 3000;
+  const Sequence s = random_sequence(random, m, length);
+  for (const int64_t first_key : {0, 1}) {
+    m.first_key = first_key;
+    const auto want = in_chunks(*device("ref"), m, s, length, 500);
+    for (const std::string& set : fast_sets()) {
+      const auto got = in_chunks(*device(set, 2), m, s, length, 500);
+      check_rows(set, got, want, m.out_width(), kSimilarity);
+    }
+  }
+}
+
+TEST_CASE("attention: bits do not depend on chunks, threads or neighbours in the batch") {
+  Random random(22);
+  for (const k::MlaShape& shape :
+       {k::MlaShape{4, 128, 64, 32, 64}, k::MlaShape{5, 20, 12, 6, 10}}) {
+    Model m = random_model(random, shape, k::DType::kF8E4M3, 64);
+    m.first_key = shape.heads == 5 ? 1 : 0;
+    const int64_t length = 1200;  // beyond the first split
+    const Sequence s = random_sequence(random, m, length);
+    const Sequence other = random_sequence(random, m, length);
+    for (const std::string& set : fast_sets()) {
+      auto one = device(set, 1);
+      const auto whole = in_chunks(*one, m, s, length, length);
+      for (const int64_t chunk : {1, 7, 64, 333}) {
+        auto d = device(set, chunk == 7 ? 5 : 2);
+        const auto got = in_chunks(*d, m, s, length, chunk, 128);
+        CHECK_MESSAGE(same_bits(got.data(), whole.data(), whole.size()), set, " chunk ", chunk);
+      }
+      // Both sequences in every step, at different positions and in both orders.
+      auto d = device(set, 2);
+      Pages pages(d.get(), m, length), other_pages(d.get(), m, length);
+      std::vector<float> got;
+      const size_t width = m.out_width();
+      int64_t at = 0;
+      for (int64_t begin = 0; begin < length; begin += 100) {
+        const int64_t count = std::min<int64_t>(37, length - at);
+        const Part mine{&s, &pages, begin, begin + 100};
+        const Part theirs{&other, &other_pages, at, at + count};
+        const bool first = begin % 200 == 0;
+        const auto out = first ? step(*d, m, {mine, theirs}) : step(*d, m, {theirs, mine});
+        const auto from = out.begin() + (first ? 0 : count * static_cast<int64_t>(width));
+        got.insert(got.end(), from, from + 100 * static_cast<int64_t>(width));
+        at += count;
+      }
+      CHECK_MESSAGE(same_bits(got.data(), whole.data(), whole.size()), set, " with a neighbour");
+    }
+  }
+}
+
+TEST_CASE("attention: what a page holds beyond the last position does not matter") {
+  Random random(23);
+  const Model m = random_model(random, {4, 64, 16, 8, 16}, k::DType::kBF16);
+  const Sequence s = random_sequence(random, m, 200);
+  for (const std::string& set : k::kernel_sets()) {
+    auto d = device(set, 2);
+    std::vector<std::vector<float>> results;
+    for (const int fill : {0x00, 0x41, 0xff, 0x7f}) {
+      Pages pages(d.get(), m, 200);
+      for (auto p : pages.memory) std::memset(p.get(), fill, d->latent_page_bytes(m.shape));
+      results.push_back(step(*d, m, {{&s, &pages, 0, 70}}));
+      const auto more = step(*d, m, {{&s, &pages, 70, 71}});
+      results.back().insert(results.back().end(), more.begin(), more.end());
+    }
+    for (const auto& r : results) {
+      CHECK_MESSAGE(same_bits(r.data(), results[0].data(), r.size()), set);
+    }
+  }
+}
+
+TEST_CASE("attention: a row of NaN spoils itself and what comes after it, nothing before") {
+  Random random(24);
+  const Model m = random_model(random, {4, 64, 16, 8, 16}, k::DType::kBF16);
+  const int64_t length = 90;
+  const Sequence s = random_sequence(random, m, length);
+  Sequence bad = s;
+  bad.kv[40 * m.kv_width() + 3] = std::numeric_limits<float>::quiet_NaN();
+  Sequence bad_query = s;
+  bad_query.q[50 * m.q_width() + 1] = std::numeric_limits<float>::infinity();
+  const size_t width = m.out_width();
+  for (const std::string& set : k::kernel_sets()) {
+    auto d = device(set, 2);
+    const auto clean = in_chunks(*d, m, s, length, length);
+    const auto got = in_chunks(*d, m, bad, length, length);
+    CHECK_MESSAGE(same_bits(got.data(), clean.data(), 40 * width), set);
+    for (size_t r = 40; r < static_cast<size_t>(length); ++r) CHECK(std::isnan(got[r * width]));
+    const auto query = in_chunks(*d, m, bad_query, length, length);
+    for (size_t r = 0; r < static_cast<size_t>(length); ++r) {
+      const bool same = same_bits(&query[r * width], &clean[r * width], width);
+      CHECK_MESSAGE(same == (r != 50), set, " row ", r);
+    }
+  }
+}
+
+TEST_CASE("rope_append: queries turn in place, and only their rotary part") {
+  Random random(25);
+  const Model m = random_model(random, {3, 16, 6, 4, 8}, k::DType::kF32);
+  for (const std::string& set : k::kernel_sets()) {
+    auto d = device(set, 2);
+    REQUIRE(d->reserve(limits_for(m, 5)).ok());
+    const Sequence s = random_sequence(random, m, 5);
+    Pages pages(d.get(), m, 64);
+    std::vector<float> q = s.q;
+    const k::SequenceRows rows{0, 5, 3, pages.memory.data()};
+    k::RopeAppendArgs r;
+    r.shape = m.shape;
+    r.sequences = {&rows, 1};
+    r.q = mdev(q);
+    r.kv = cdev(s.kv);
+    r.gamma = cdev(m.gamma);
+    r.cos = cdev(s.cos);
+    r.sin = cdev(s.sin);
+    d->rope_append(r);
+    for (size_t i = 0; i < 15; ++i) {
+      const float* before = &s.q[i * 10];
+      const float* after = &q[i * 10];
+      CHECK(same_bits(before, after, 6));
+      for (size_t j = 0; j < 2; ++j) {
+        const float c = s.cos[i / 3 * 2 + j], n = s.sin[i / 3 * 2 + j];
+        const float a = before[6 + 2 * j], b = before[7 + 2 * j];
+        CHECK(after[6 + 2 * j] == doctest::Approx(a * c - b * n).epsilon(1e-6));
+        CHECK(after[7 + 2 * j] == doctest::Approx(a * n + b * c).epsilon(1e-6));
+      }
+    }
+  }
+}
+
+}  // namespace dsv3::test

@@ -1,0 +1,175 @@
+#include "tests/kernels/kernel_test.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "kernels/numeric.h"
+
+namespace dsv3::test {
+
+uint64_t Random::next() {
+  state_ ^= state_ << 13;
+  state_ ^= state_ >> 7;
+  state_ ^= state_ << 17;
+  return state_ * 0x2545f4914f6cdd1du;
+}
+
+float Random::uniform() {
+  return static_cast<float>(static_cast<int64_t>(next() >> 40)) * 0x1p-23f - 1.0f;
+}
+
+int32_t Random::below(int32_t limit) {
+  return static_cast<int32_t>((next() >> 33) % static_cast<uint64_t>(limit));
+}
+
+std::vector<float> Random::vector(size_t n, float scale) {
+  std::vector<float> v(n);
+  for (float& f : v) f = uniform() * scale;
+  return v;
+}
+
+std::vector<float> Random::bf16_vector(size_t n, float scale) {
+  std::vector<float> v = vector(n, scale);
+  for (float& f : v) f = k::bf16_to_float(k::bf16_from_float(f));
+  return v;
+}
+
+AlignedBytes::AlignedBytes(size_t size) {
+  // The vector ends where the data ends; alignment space lies before it.
+  storage_ = std::make_shared<std::vector<std::byte>>(size + k::kWeightAlign);
+  const auto address = reinterpret_cast<uintptr_t>(storage_->data());
+  const size_t shift = (k::kWeightAlign - address % k::kWeightAlign) % k::kWeightAlign;
+  storage_->resize(size + shift);  // never reallocates: it shrinks
+  data_ = storage_->data() + shift;
+}
+
+namespace {
+
+float value_of(k::DType dtype, uint32_t code) {
+  switch (dtype) {
+    case k::DType::kF32:
+      return std::bit_cast<float>(code);
+    case k::DType::kBF16:
+      return k::bf16_to_float(static_cast<uint16_t>(code));
+    case k::DType::kF16:
+      return k::f16_to_float(static_cast<uint16_t>(code));
+    case k::DType::kF8E4M3:
+      return k::f8e4m3_to_float(static_cast<uint8_t>(code));
+  }
+  return 0;
+}
+
+size_t index_of(const MatrixSpec& s, int32_t row, int32_t column) {
+  if (s.layout == k::Layout::kRowMajor) {
+    return static_cast<size_t>(row) * static_cast<size_t>(s.k) + static_cast<size_t>(column);
+  }
+  const size_t pairs = static_cast<size_t>(s.k + 1) / 2;
+  return ((static_cast<size_t>(row / 16) * pairs + static_cast<size_t>(column / 2)) * 16 +
+          static_cast<size_t>(row % 16)) *
+             2 +
+         static_cast<size_t>(column % 2);
+}
+
+}  // namespace
+
+TestMatrix matrix_from_codes(const MatrixSpec& s, const std::vector<uint32_t>& codes,
+                             std::vector<float> scales) {
+  TestMatrix t;
+  const size_t size = k::dtype_size(s.dtype);
+  t.bytes = AlignedBytes(k::matrix_bytes(s.dtype, s.layout, s.n, s.k));
+  t.scales = std::make_shared<const std::vector<float>>(std::move(scales));
+  t.dense.resize(codes.size());
+  const int32_t columns = (s.k + s.scale_k - 1) / s.scale_k;
+  for (int32_t r = 0; r < s.n; ++r) {
+    for (int32_t c = 0; c < s.k; ++c) {
+      const size_t i = static_cast<size_t>(r) * static_cast<size_t>(s.k) + static_cast<size_t>(c);
+      std::memcpy(t.bytes.data() + index_of(s, r, c) * size, &codes[i], size);
+      t.dense[i] = value_of(s.dtype, codes[i]);
+      if (s.dtype == k::DType::kF8E4M3) {
+        t.dense[i] *= (*t.scales)[static_cast<size_t>(r / s.scale_n * columns + c / s.scale_k)];
+      }
+    }
+  }
+  t.m.dtype = s.dtype;
+  t.m.layout = s.layout;
+  t.m.n = s.n;
+  t.m.k = s.k;
+  t.m.data = k::Dev<const std::byte>(t.bytes.data());
+  t.m.scales = k::Dev<const float>(t.scales->empty() ? nullptr : t.scales->data());
+  t.m.scale_n = s.scale_n;
+  t.m.scale_k = s.scale_k;
+  return t;
+}
+
+TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
+  std::vector<uint32_t> codes(static_cast<size_t>(s.n) * static_cast<size_t>(s.k));
+  for (uint32_t& code : codes) {
+    const float v = random.uniform();
+    switch (s.dtype) {
+      case k::DType::kF32:
+        code = std::bit_cast<uint32_t>(v);
+        break;
+      case k::DType::kBF16:
+        code = k::bf16_from_float(v);
+        break;
+      case k::DType::kF16:
+        code = k::f16_from_float(v);
+        break;
+      case k::DType::kF8E4M3:
+        code = k::f8e4m3_from_float(v);
+        break;
+    }
+  }
+  std::vector<float> scales;
+  if (s.dtype == k::DType::kF8E4M3) {
+    const int32_t count = ((s.n + s.scale_n - 1) / s.scale_n) * ((s.k + s.scale_k - 1) / s.scale_k);
+    for (int32_t i = 0; i < count; ++i) {
+      scales.push_back(s.scale * (1.0f + 0.5f * random.uniform()));
+    }
+  }
+  return matrix_from_codes(s, codes, std::move(scales));
+}
+
+std::unique_ptr<k::Device> device(const std::string& kernels, int threads) {
+  k::DeviceOptions options;
+  options.kernels = kernels;
+  options.threads = threads;
+  auto made = k::make_device(options);
+  if (!made.ok()) throw std::runtime_error(made.status().message());
+  return std::move(*made);
+}
+
+std::vector<std::string> fast_sets() {
+  std::vector<std::string> sets = k::kernel_sets();
+  sets.pop_back();
+  return sets;
+}
+
+void check_close(const float* got, const float* want, size_t count, double absolute,
+                 const std::string& what) {
+  double xy = 0, xx = 0, yy = 0, worst = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const double x = got[i];
+    const double y = want[i];
+    xy += x * y;
+    xx += x * x;
+    yy += y * y;
+    const double difference = std::abs(x - y);
+    worst = difference > worst || std::isnan(difference) ? difference : worst;
+    if (std::isnan(worst)) break;
+  }
+  const double dissimilarity = xx + yy > 0 ? 1 - 2 * xy / (xx + yy) : 0;
+  CHECK_MESSAGE(dissimilarity < 1e-9, what, ": 1 - 2xy/(xx+yy) is ", dissimilarity);
+  CHECK_MESSAGE(worst <= absolute, what, ": worst difference is ", worst, ", limit ", absolute);
+}
+
+bool same_bits(const float* a, const float* b, size_t count) {
+  return count == 0 || std::memcmp(a, b, count * sizeof(float)) == 0;
+}
+
+}  // namespace dsv3::test

@@ -1,0 +1,248 @@
+// linear() of every kernel set against ref/: shapes, weight types, scales, strides, non-finite
+// rows.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/numeric.h"
+#include "tests/kernels/kernel_test.h"
+
+namespace dsv3::test {
+namespace {
+
+struct Case {
+  MatrixSpec spec;
+  int32_t rows = 1;
+  bool accumulate = false;
+  int32_t x_extra = 0, y_extra = 0;  // stride beyond k and n
+};
+
+k::Limits limits_for(const Case& c) {
+  k::Limits l;
+  l.rows = c.rows;
+  l.hidden = c.spec.n;
+  l.linear_k = c.spec.k;
+  l.linear_n = c.spec.n;
+  return l;
+}
+
+std::vector<float> run(k::Device& d, const Case& c, const TestMatrix& w,
+                       const std::vector<float>& x, const std::vector<float>& y0) {
+  std::vector<float> y = y0;
+  REQUIRE(d.reserve(limits_for(c)).ok());
+  k::LinearArgs a;
+  a.w = w.m;
+  a.x = cdev(x);
+  a.x_stride = c.spec.k + c.x_extra;
+  a.y = mdev(y);
+  a.y_stride = c.spec.n + c.y_extra;
+  a.rows = c.rows;
+  a.accumulate = c.accumulate;
+  d.linear({&a, 1});
+  return y;
+}
+
+std::string describe(const std::string& set, const Case& c) {
+  return set + " " + k::dtype_name(c.spec.dtype) + " n=" + std::to_string(c.spec.n) +
+         " k=" + std::to_string(c.spec.k) + " rows=" + std::to_string(c.rows) +
+         " scale block=" + std::to_string(c.spec.scale_n) + "x" + std::to_string(c.spec.scale_k);
+}
+
+void compare(Random& random, const Case& c) {
+  const TestMatrix w = random_matrix(random, c.spec);
+  const auto rows = static_cast<size_t>(c.rows);
+  const auto x = random.bf16_vector(rows * static_cast<size_t>(c.spec.k + c.x_extra));
+  const auto y0 = random.vector(rows * static_cast<size_t>(c.spec.n + c.y_extra));
+  const auto want = run(*device("ref"), c, w, x, y0);
+  // One rounding of a float32 sum of this size, times a few.
+  const double limit = 4e-7 * std::sqrt(static_cast<double>(c.spec.k)) * c.spec.scale * 4 + 4e-7;
+  for (const std::string& set : fast_sets()) {
+    const auto got = run(*device(set), c, w, x, y0);
+    check_close(got.data(), want.data(), want.size(), limit, describe(set, c));
+    for (size_t r = 0; r < rows; ++r) {  // nothing beyond the row's n was written
+      const size_t begin = r * static_cast<size_t>(c.spec.n + c.y_extra);
+      const size_t n = static_cast<size_t>(c.spec.n);
+      CHECK(same_bits(&got[begin + n], &y0[begin + n], static_cast<size_t>(c.y_extra)));
+    }
+  }
+}
+
+constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3};
+
+}  // namespace
+
+TEST_CASE("linear: ragged shapes, every weight type") {
+  Random random(1);
+  const int32_t sizes[][2] = {{1, 1},   {1, 2},    {16, 2},   {15, 3},    {17, 127}, {33, 128},
+                              {64, 64}, {65, 129}, {80, 256}, {130, 258}, {48, 386}, {96, 1022}};
+  for (const k::DType dtype : kTypes) {
+    for (const auto& size : sizes) {
+      for (const int32_t rows : {1, 2, 3, 5, 8, 9, 14, 31}) {
+        Case c;
+        c.spec.dtype = dtype;
+        c.spec.n = size[0];
+        c.spec.k = size[1];
+        c.rows = rows;
+        compare(random, c);
+      }
+    }
+  }
+}
+
+TEST_CASE("linear: more rows than one panel, strides, accumulate") {
+  Random random(2);
+  for (const k::DType dtype : kTypes) {
+    Case c;
+    c.spec.dtype = dtype;
+    c.spec.n = 72;
+    c.spec.k = 200;
+    c.rows = 403;
+    c.x_extra = 3;
+    c.y_extra = 5;
+    compare(random, c);
+    c.accumulate = true;
+    compare(random, c);
+    c.rows = 1;
+    compare(random, c);
+  }
+}
+
+TEST_CASE("linear: scale blocks of every size") {
+  Random random(3);
+  const int32_t blocks[][2] = {{128, 128}, {64, 64}, {32, 32}, {8, 8},     {128, 8},  {8, 128},
+                               {24, 40},   {1, 2},   {16, 6},  {128, 256}, {48, 192}, {128, 130}};
+  for (const auto& block : blocks) {
+    for (const int32_t rows : {1, 4, 20}) {
+      Case c;
+      c.spec = {k::DType::kF8E4M3, 100, 530, block[0], block[1]};
+      c.rows = rows;
+      compare(random, c);
+    }
+  }
+}
+
+TEST_CASE("linear: tiny and huge scales") {
+  Random random(4);
+  for (const float scale : {1e-30f, 1e-10f, 1e10f, 1e30f}) {
+    for (const int32_t rows : {1, 20}) {
+      Case c;
+      c.spec = {k::DType::kF8E4M3, 40, 300, 128, 128, scale};
+      c.rows = rows;
+      const TestMatrix w = random_matrix(random, c.spec);
+      const auto x = random.bf16_vector(static_cast<size_t>(rows) * 300);
+      const std::vector<float> y0(static_cast<size_t>(rows) * 40);
+      auto want = run(*device("ref"), c, w, x, y0);
+      for (const std::string& set : fast_sets()) {
+        auto got = run(*device(set), c, w, x, y0);
+        for (float& v : got) v /= scale;
+        std::vector<float> scaled = want;
+        for (float& v : scaled) v /= scale;
+        check_close(got.data(), scaled.data(), got.size(), 3e-5, describe(set, c));
+      }
+    }
+  }
+}
+
+TEST_CASE("linear: every E4M3 code is exact, alone and in a panel") {
+  // Row r of the weights holds code r everywhere on the diagonal positions: y = value of the code.
+  std::vector<uint32_t> codes;
+  const int32_t k = 4;
+  for (uint32_t code = 0; code < 256; ++code) {
+    const bool nan = (code & 0x7f) == 0x7f;
+    for (int32_t c = 0; c < k; ++c)
+      codes.push_back(nan || c != static_cast<int32_t>(code % 4) ? 0 : code);
+  }
+  const TestMatrix w = matrix_from_codes({k::DType::kF8E4M3, 256, k}, codes, {1.0f, 1.0f});
+  for (const std::string& set : k::kernel_sets()) {
+    for (const int32_t rows : {1, 3, 12}) {
+      Case c;
+      c.spec = {k::DType::kF8E4M3, 256, k};
+      c.rows = rows;
+      const std::vector<float> x(static_cast<size_t>(rows * k), 1.0f);
+      const auto y =
+          run(*device(set), c, w, x, std::vector<float>(static_cast<size_t>(rows) * 256));
+      for (size_t i = 0; i < y.size(); ++i) {
+        const size_t code = i % 256;
+        if ((code & 0x7f) == 0x7f) continue;
+        CHECK_MESSAGE(y[i] == k::kF8E4M3Table[code], set, " code ", code, " rows ", rows);
+      }
+    }
+  }
+}
+
+TEST_CASE("linear: NaN and infinity stay in their rows") {
+  Random random(5);
+  for (const k::DType dtype : kTypes) {
+    for (const int32_t rows : {5, 8, 40}) {
+      Case c;
+      c.spec.dtype = dtype;
+      c.spec.n = 50;
+      c.spec.k = 137;
+      c.rows = rows;
+      const TestMatrix w = random_matrix(random, c.spec);
+      auto x = random.vector(static_cast<size_t>(rows) * 137);
+      const std::vector<float> y0(static_cast<size_t>(rows) * 50);
+      for (const std::string& set : k::kernel_sets()) {
+        const auto clean = run(*device(set), c, w, x, y0);
+        auto spoiled = x;
+        spoiled[2 * 137 + 5] = std::numeric_limits<float>::quiet_NaN();
+        spoiled[4 * 137 + 136] = std::numeric_limits<float>::infinity();
+        const auto got = run(*device(set), c, w, spoiled, y0);
+        for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+          if (r == 2 || r == 4) {
+            CHECK_MESSAGE(!std::isfinite(got[r * 50]), describe(set, c));
+          } else {
+            CHECK_MESSAGE(same_bits(&got[r * 50], &clean[r * 50], 50), describe(set, c));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("linear: several layers in one call, with shared and with different inputs") {
+  Random random(6);
+  const auto x = random.bf16_vector(7 * 96);
+  const auto z = random.bf16_vector(7 * 33);
+  std::vector<TestMatrix> w;
+  for (int i = 0; i < 20; ++i) {
+    MatrixSpec spec;
+    spec.dtype = kTypes[i % 4];
+    spec.n = 16 + 7 * i;
+    spec.k = i % 3 == 0 ? 33 : 96;
+    w.push_back(random_matrix(random, spec));
+  }
+  k::Limits limits;
+  limits.rows = 7;
+  limits.hidden = limits.linear_k = 96;
+  limits.linear_n = 200;
+  std::vector<std::vector<float>> want;
+  for (const std::string& set : {std::string("ref"), std::string("")}) {
+    auto d = device(set, 2);
+    REQUIRE(d->reserve(limits).ok());
+    std::vector<std::vector<float>> y;
+    std::vector<k::LinearArgs> args;
+    for (const TestMatrix& m : w) y.emplace_back(7 * static_cast<size_t>(m.m.n));
+    for (size_t i = 0; i < w.size(); ++i) {
+      k::LinearArgs a;
+      a.w = w[i].m;
+      a.x = w[i].m.k == 33 ? cdev(z) : cdev(x);
+      a.x_stride = w[i].m.k;
+      a.y = mdev(y[i]);
+      a.y_stride = w[i].m.n;
+      a.rows = 7;
+      args.push_back(a);
+    }
+    d->linear(args);
+    if (want.empty()) {
+      want = y;
+      continue;
+    }
+    for (size_t i = 0; i < y.size(); ++i) {
+      check_close(y[i].data(), want[i].data(), y[i].size(), 2e-5, "layer " + std::to_string(i));
+    }
+  }
+}
+
+}  // namespace dsv3::test
