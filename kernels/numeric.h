@@ -5,6 +5,7 @@
 
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 namespace dsv3::kernels {
@@ -90,7 +91,7 @@ constexpr uint8_t f8e4m3_from_float(float f) {
 inline constexpr std::array<float, 256> kF8E4M3Table = [] {
   std::array<float, 256> table{};
   for (int i = 0; i < 256; ++i) {
-    table[static_cast<size_t>(i)] = f8e4m3_to_float(static_cast<uint8_t>(i));
+    table[static_cast<std::size_t>(i)] = f8e4m3_to_float(static_cast<uint8_t>(i));
   }
   return table;
 }();

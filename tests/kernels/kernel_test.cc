@@ -144,6 +144,15 @@ std::unique_ptr<k::Device> device(const std::string& kernels, int threads) {
   return std::move(*made);
 }
 
+k::Limits small_limits(int32_t rows, int32_t width, int32_t n, int32_t experts) {
+  k::Limits l;
+  l.rows = rows;
+  l.hidden = l.linear_k = width;
+  l.linear_n = n;
+  l.experts = experts;
+  return l;
+}
+
 std::vector<std::string> fast_sets() {
   std::vector<std::string> sets = k::kernel_sets();
   sets.pop_back();

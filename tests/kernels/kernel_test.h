@@ -67,6 +67,9 @@ std::unique_ptr<k::Device> device(const std::string& kernels, int threads = 1);
 // Kernel sets of this machine without ref.
 std::vector<std::string> fast_sets();
 
+// Limits of a device that only multiplies and routes.
+k::Limits small_limits(int32_t rows, int32_t width, int32_t n = 0, int32_t experts = 0);
+
 // Both limits of a comparison: similarity (1 - 2xy / (x^2 + y^2)) and every element within
 // `absolute`. Fails the test with a message that names `what`.
 void check_close(const float* got, const float* want, size_t count, double absolute,
