@@ -41,9 +41,9 @@ inline constexpr uint32_t kImageAllFlags = 15;
 
 struct ImageHeader {
   char magic[8];
+  uint64_t checksum;  // XXH3 of all that follows this field
   uint32_t version;
   uint32_t flags;
-  uint64_t checksum;     // XXH3 of all that follows this field
   uint64_t size;         // of the whole image
   uint32_t vocab_size;   // one more than the greatest id
   uint32_t merge_slots;  // a power of two
@@ -52,11 +52,12 @@ struct ImageHeader {
   uint32_t step_count;
   uint32_t bos, eos;       // kNoId: none
   uint32_t unused;         // 0
-  uint64_t token_bytes;    // bytes of the arrays of text
-  uint64_t pattern_bytes;  //
+  uint64_t token_bytes;    // size of all tokens' bytes
+  uint64_t pattern_bytes;  // size of all patterns
 };
 static_assert(sizeof(ImageHeader) == 80);
-inline constexpr size_t kChecksummedFrom = 24;
+inline constexpr size_t kChecksumAt = 8;
+inline constexpr size_t kChecksummedFrom = 16;
 
 // A slot of the open-addressing table of merges: pair of tokens -> rank and result. Linear probing
 // from merge_slot(). An empty slot has left = kNoId.
