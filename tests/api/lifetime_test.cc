@@ -1,0 +1,178 @@
+// Handles: freed in any order, on any thread, in callbacks, in a child process.
+#include <dirent.h>
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <functional>
+#include <thread>
+
+#include "tests/api/api_support.h"
+
+using namespace dsv3::test;  // NOLINT
+
+namespace {
+
+struct Handles {
+  ModelHandle model = open_model();
+  ContextHandle context = make_context(model.get());
+  SessionHandle session = make_session(context.get());
+  RequestHandle request;
+  explicit Handles(uint64_t max_tokens = 1500) {
+    append(session.get(), {5, 6, 7, 8});
+    dsv3_request_options options = request_options();
+    options.max_tokens = max_tokens;
+    options.ignore_eos = 1;
+    options.max_queued_events = 4096;
+    request = start(session.get(), options);
+  }
+};
+
+int open_threads() {
+  int count = 0;
+  DIR* dir = opendir("/proc/self/task");
+  while (const dirent* entry = readdir(dir)) count += entry->d_name[0] != '.' ? 1 : 0;
+  closedir(dir);
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("handles are freed in every order") {
+  std::array<int, 4> order = {0, 1, 2, 3};
+  const int threads_before = open_threads();
+  do {
+    Handles h;
+    for (const int which : order) {
+      if (which == 0) h.model.reset();
+      if (which == 1) h.context.reset();
+      if (which == 2) h.session.reset();
+      if (which == 3) h.request.reset();
+    }
+  } while (std::next_permutation(order.begin(), order.end()));
+  for (int i = 0; i < 2000 && open_threads() > threads_before; ++i) usleep(1000);
+  CHECK(open_threads() == threads_before);
+}
+
+TEST_CASE("every handle on its own thread at the same time") {
+  for (int i = 0; i < 20; ++i) {
+    Handles h;
+    std::vector<std::thread> threads;
+    threads.emplace_back([&] { h.model.reset(); });
+    threads.emplace_back([&] { h.context.reset(); });
+    threads.emplace_back([&] { h.session.reset(); });
+    threads.emplace_back([&] { h.request.reset(); });
+    for (std::thread& t : threads) t.join();
+  }
+}
+
+TEST_CASE("what outlives its context stays valid to ask") {
+  Handles h;
+  dsv3_event event;
+  event.struct_size = sizeof event;
+  REQUIRE(dsv3_request_next(h.request.get(), DSV3_WAIT_FOREVER, &event, nullptr) == DSV3_OK);
+  h.context.reset();
+  h.model.reset();
+  const Outcome outcome = finish(h.request.get());
+  CHECK(outcome.reason == DSV3_FINISH_CANCELLED);
+  CHECK(dsv3_session_length(h.session.get()) == 4 + outcome.tokens.size());
+  CHECK(tokens_of(h.session.get()).size() == 4 + outcome.tokens.size());
+  const SessionHandle copy = fork_session(h.session.get());
+  CHECK(dsv3_session_length(copy.get()) == dsv3_session_length(h.session.get()));
+  Error error;
+  CHECK(dsv3_session_truncate(copy.get(), 2, error.out()) == DSV3_OK);
+  dsv3_request* request = nullptr;
+  CHECK(dsv3_request_start(copy.get(), nullptr, &request, error.out()) == DSV3_E_CANCELLED);
+  const int32_t token = 3;
+  CHECK(dsv3_session_evaluate(copy.get(), &token, 1, nullptr, error.out()) == DSV3_E_CANCELLED);
+  CHECK(dsv3_session_length(copy.get()) == 2);
+}
+
+TEST_CASE("cancel, free and deadline at once: exactly one final event") {
+  const ModelHandle model = open_model();
+  const ContextHandle context = make_context(model.get());
+  for (int i = 0; i < 60; ++i) {
+    const SessionHandle session = make_session(context.get());
+    append(session.get(), {5, 6, 7, 8});
+    const CancelHandle cancel = make_cancel();
+    dsv3_request_options options = request_options();
+    options.max_tokens = static_cast<uint64_t>(i % 7 + 1);
+    options.ignore_eos = 1;
+    options.deadline_ms = 1 + static_cast<uint64_t>(i) % 3;
+    options.cancel = cancel.get();
+    const RequestHandle request = start(session.get(), options);
+    std::thread a([&] { dsv3_cancel_set(cancel.get()); });
+    std::thread b([&] { dsv3_request_cancel(request.get()); });
+    const Outcome outcome = finish(request.get());  // throws when anything follows FINISHED
+    a.join();
+    b.join();
+    CHECK(outcome.reason != 0);
+    CHECK(dsv3_session_length(session.get()) == 4 + outcome.tokens.size());
+  }
+}
+
+TEST_CASE("the child of a fork is told so, and can free what it inherited") {
+  Handles h;
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    alarm(20);  // a hang is a failure
+    int failures = 0;
+    const auto expect = [&](dsv3_status status) { failures += status == DSV3_E_FORKED ? 0 : 1; };
+    dsv3_session* session = nullptr;
+    dsv3_request* request = nullptr;
+    dsv3_event event;
+    event.struct_size = sizeof event;
+    const int32_t token = 5;
+    char* text = nullptr;
+    expect(dsv3_session_create(h.context.get(), &session, nullptr));
+    expect(dsv3_session_append_tokens(h.session.get(), &token, 1, 0, nullptr, nullptr, nullptr));
+    expect(dsv3_session_truncate(h.session.get(), 0, nullptr));
+    expect(dsv3_session_fork(h.session.get(), &session, nullptr));
+    expect(dsv3_session_evaluate(h.session.get(), &token, 1, nullptr, nullptr));
+    expect(dsv3_request_start(h.session.get(), nullptr, &request, nullptr));
+    expect(dsv3_request_next(h.request.get(), DSV3_WAIT_FOREVER, &event, nullptr));
+    expect(dsv3_complete(h.context.get(), "a", 1, nullptr, 0, nullptr, &text, nullptr, nullptr));
+    dsv3_request_cancel(h.request.get());
+    failures += dsv3_session_length(h.session.get()) >= 4 ? 0 : 1;
+    h.request.reset();
+    h.session.reset();
+    h.context.reset();
+    h.model.reset();
+    _exit(failures);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+}
+
+TEST_CASE("freed and foreign handles are told where that can be told") {
+  Error error;
+  const CancelHandle cancel = make_cancel();
+  dsv3_model_info info;
+  info.struct_size = sizeof info;
+  CHECK(dsv3_model_get_info(reinterpret_cast<const dsv3_model*>(cancel.get()), &info,
+                            error.out()) == DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "model");
+  dsv3_model_free(reinterpret_cast<dsv3_model*>(cancel.get()));  // ignored
+  CHECK(dsv3_cancel_is_set(cancel.get()) == 0);
+}
+
+TEST_CASE("the library's threads block all signals") {
+  static volatile std::sig_atomic_t on_library_thread = 0;
+  static const pid_t main_thread = gettid();
+  struct sigaction action = {};
+  action.sa_handler = [](int) {
+    if (gettid() != main_thread) on_library_thread = 1;
+  };
+  struct sigaction before;
+  sigaction(SIGUSR1, &action, &before);
+  const Handles h;
+  for (int i = 0; i < 200; ++i) kill(getpid(), SIGUSR1);
+  sigaction(SIGUSR1, &before, nullptr);
+  CHECK(on_library_thread == 0);
+}

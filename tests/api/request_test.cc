@@ -1,0 +1,492 @@
+// The life of a request beside its tokens: cancel, deadline, back-pressure, waiting, callbacks,
+// priorities, budgets.
+#include <doctest/doctest.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "tests/api/api_support.h"
+
+using namespace dsv3::test;  // NOLINT
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+struct Fixture {
+  ModelHandle model = open_model();
+  ContextHandle context = make_context(model.get(), {.prefill_chunk = 64});
+};
+Fixture& shared() {
+  static Fixture fixture;
+  return fixture;
+}
+
+std::vector<int32_t> prompt_tokens(size_t count) {
+  const std::vector<int32_t> text = tokenize(shared().model.get(), python_text());
+  std::vector<int32_t> tokens(count);
+  for (size_t i = 0; i < count; ++i) tokens[i] = text[i % text.size()];
+  return tokens;
+}
+
+SessionHandle session_with(size_t count, dsv3_context* context = shared().context.get()) {
+  SessionHandle session = make_session(context);
+  append(session.get(), prompt_tokens(count));
+  return session;
+}
+
+dsv3_request_options long_request() {
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1900;
+  options.ignore_eos = 1;
+  options.max_queued_events = 4096;
+  return options;
+}
+
+dsv3_event next_event(dsv3_request* request) {
+  dsv3_event event;
+  event.struct_size = sizeof event;
+  REQUIRE(dsv3_request_next(request, DSV3_WAIT_FOREVER, &event, nullptr) == DSV3_OK);
+  return event;
+}
+
+bool readable(intptr_t descriptor) {
+  pollfd p = {static_cast<int>(descriptor), POLLIN, 0};
+  return poll(&p, 1, 0) == 1 && (p.revents & POLLIN) != 0;
+}
+
+}  // namespace
+
+TEST_CASE("cancel from another thread ends a generation at a valid length") {
+  const SessionHandle session = session_with(50);
+  const RequestHandle request = start(session.get(), long_request());
+  std::thread canceller([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    dsv3_request_cancel(request.get());
+  });
+  const Outcome outcome = finish(request.get());
+  canceller.join();
+  CHECK(outcome.reason == DSV3_FINISH_CANCELLED);
+  CHECK(outcome.status == DSV3_E_CANCELLED);
+  CHECK(outcome.error_message.empty());
+  CHECK(dsv3_session_length(session.get()) == 50 + outcome.tokens.size());
+  CHECK(dsv3_session_computed(session.get()) <= dsv3_session_length(session.get()));
+  // What is there is right: going on gives what an undisturbed session gives.
+  std::vector<int32_t> so_far = tokens_of(session.get());
+  dsv3_request_options more = request_options();
+  more.max_tokens = 8;
+  more.ignore_eos = 1;
+  const SessionHandle fresh = make_session(shared().context.get());
+  append(fresh.get(), so_far);
+  CHECK(generate(session.get(), more).tokens == generate(fresh.get(), more).tokens);
+}
+
+TEST_CASE("a cancel token ends prefill, decoding and evaluation, and outlives its handle") {
+  const SessionHandle session = session_with(2000);
+  CancelHandle cancel = make_cancel();
+  dsv3_request_options options = long_request();
+  options.cancel = cancel.get();
+  const RequestHandle request = start(session.get(), options);
+  next_event(request.get());  // the first chunk of many is done
+  dsv3_cancel_set(cancel.get());
+  CHECK(dsv3_cancel_is_set(cancel.get()) == 1);
+  cancel.reset();
+  const Outcome outcome = finish(request.get());
+  CHECK(outcome.reason == DSV3_FINISH_CANCELLED);
+  CHECK(outcome.tokens.empty());
+  CHECK(dsv3_session_length(session.get()) == 2000);
+  CHECK(dsv3_session_computed(session.get()) % 64 == 0);  // whole chunks only
+  CHECK(dsv3_session_computed(session.get()) < 2000);
+
+  cancel = make_cancel();
+  dsv3_evaluation e;
+  dsv3_evaluation_init(&e, sizeof e);
+  e.cancel = cancel.get();
+  e.progress_user = cancel.get();
+  e.progress = [](void* user, uint64_t, uint64_t) {
+    dsv3_cancel_set(static_cast<dsv3_cancel*>(user));
+  };
+  const SessionHandle other = session_with(10);
+  const std::vector<int32_t> many = prompt_tokens(1500);
+  Error error;
+  CHECK(dsv3_session_evaluate(other.get(), many.data(), many.size(), &e, error.out()) ==
+        DSV3_E_CANCELLED);
+  CHECK(dsv3_session_length(other.get()) == 10);
+  CHECK(dsv3_session_computed(other.get()) <= 10);
+  // A token that was set before.
+  CHECK(dsv3_session_evaluate(other.get(), many.data(), many.size(), &e, error.out()) ==
+        DSV3_E_CANCELLED);
+}
+
+TEST_CASE("a deadline ends prefill and decoding") {
+  for (const size_t prompt : {size_t{20}, size_t{2000}}) {
+    const SessionHandle session = session_with(prompt);
+    dsv3_request_options options = long_request();
+    options.deadline_ms = 30;
+    const auto begin = Clock::now();
+    const Outcome outcome = generate(session.get(), options);
+    CHECK(outcome.reason == DSV3_FINISH_DEADLINE);
+    CHECK(outcome.status == DSV3_E_DEADLINE);
+    CHECK(Clock::now() - begin >= std::chrono::milliseconds(30));
+    CHECK(dsv3_session_length(session.get()) == prompt + outcome.tokens.size());
+  }
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1900;
+  options.ignore_eos = 1;
+  options.deadline_ms = 20;
+  char* text = nullptr;
+  Error error;
+  CHECK(dsv3_complete(shared().context.get(), "def f", DSV3_NUL_TERMINATED, nullptr, 0, &options,
+                      &text, nullptr, error.out()) == DSV3_E_DEADLINE);
+  CHECK(text == nullptr);
+  CHECK(error.field() == "deadline_ms");
+}
+
+TEST_CASE("changing a session while a request runs is BUSY; forking it is not") {
+  const SessionHandle session = session_with(50);
+  const RequestHandle request = start(session.get(), long_request());
+  next_event(request.get());
+  Error error;
+  const int32_t token = 5;
+  CHECK(dsv3_session_append_tokens(session.get(), &token, 1, 0, nullptr, nullptr, error.out()) ==
+        DSV3_E_BUSY);
+  CHECK(error.retryable());
+  CHECK(dsv3_session_truncate(session.get(), 1, error.out()) == DSV3_E_BUSY);
+  CHECK(dsv3_session_evaluate(session.get(), &token, 1, nullptr, error.out()) == DSV3_E_BUSY);
+  dsv3_request* second = nullptr;
+  CHECK(dsv3_request_start(session.get(), nullptr, &second, error.out()) == DSV3_E_BUSY);
+  CHECK(second == nullptr);
+  const SessionHandle copy = fork_session(session.get());
+  CHECK(dsv3_session_length(copy.get()) >= 50);
+  dsv3_request_cancel(request.get());
+  finish(request.get());
+  CHECK(dsv3_session_append_tokens(session.get(), &token, 1, 0, nullptr, nullptr, error.out()) ==
+        DSV3_OK);
+  // The copy was taken in the middle of steps, and is as good as any.
+  const SessionHandle fresh = make_session(shared().context.get());
+  append(fresh.get(), tokens_of(copy.get()));
+  dsv3_request_options more = request_options();
+  more.max_tokens = 8;
+  CHECK(generate(copy.get(), more).tokens == generate(fresh.get(), more).tokens);
+}
+
+TEST_CASE("freeing a request frees its session for the next call") {
+  const SessionHandle session = session_with(1500);
+  for (int i = 0; i < 5; ++i) {
+    RequestHandle request = start(session.get(), long_request());
+    request.reset();
+    Error error;
+    const int32_t token = 7;
+    CHECK(dsv3_session_append_tokens(session.get(), &token, 1, 0, nullptr, nullptr, error.out()) ==
+          DSV3_OK);
+  }
+}
+
+TEST_CASE("a slow consumer pauses its own request, not the engine") {
+  const SessionHandle slow = session_with(30);
+  dsv3_request_options options = long_request();
+  options.max_queued_events = 4;
+  options.max_tokens = 40;
+  const RequestHandle request = start(slow.get(), options);
+  const SessionHandle other = session_with(30);
+  dsv3_request_options quick = request_options();
+  quick.max_tokens = 100;
+  quick.ignore_eos = 1;
+  CHECK(generate(other.get(), quick).tokens.size() == 100);
+  const uint64_t paused_at = dsv3_session_length(slow.get());
+  CHECK(paused_at <= 30 + 6);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(dsv3_session_length(slow.get()) == paused_at);
+  SUBCASE("it goes on when events are taken") {
+    const Outcome outcome = finish(request.get());
+    CHECK(outcome.tokens.size() == 40);
+    const std::vector<int32_t> all = tokens_of(slow.get());
+    CHECK(std::vector<int32_t>(all.begin() + 30, all.end()) == outcome.tokens);
+  }
+  SUBCASE("it can be cancelled while paused") {
+    dsv3_request_cancel(request.get());
+    CHECK(finish(request.get()).reason == DSV3_FINISH_CANCELLED);
+  }
+}
+
+TEST_CASE("a paused request notices its cancel token and its deadline") {
+  for (const bool by_deadline : {false, true}) {
+    const SessionHandle session = session_with(30);
+    const CancelHandle cancel = make_cancel();
+    dsv3_request_options options = long_request();
+    options.max_queued_events = 2;
+    options.cancel = cancel.get();
+    if (by_deadline) options.deadline_ms = 40;
+    const RequestHandle request = start(session.get(), options);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (!by_deadline) dsv3_cancel_set(cancel.get());
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    // Nothing was taken from the queue: the engine came to it by itself.
+    dsv3_context_info info;
+    info.struct_size = sizeof info;
+    REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+    CHECK(info.requests_running == 0);
+    CHECK(finish(request.get()).reason ==
+          (by_deadline ? DSV3_FINISH_DEADLINE : DSV3_FINISH_CANCELLED));
+  }
+}
+
+TEST_CASE("the wait descriptor is readable exactly while events wait") {
+  const SessionHandle session = session_with(40);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 10;
+  options.ignore_eos = 1;
+  const RequestHandle request = start(session.get(), options);
+  const intptr_t descriptor = dsv3_request_wait_descriptor(request.get());
+  REQUIRE(descriptor >= 0);
+  CHECK(dsv3_request_wait_descriptor(request.get()) == descriptor);
+  bool finished = false;
+  int events = 0;
+  while (!finished) {
+    pollfd p = {static_cast<int>(descriptor), POLLIN, 0};
+    REQUIRE(poll(&p, 1, 10000) == 1);
+    dsv3_event event;
+    event.struct_size = sizeof event;
+    REQUIRE(dsv3_request_next(request.get(), 0, &event, nullptr) == DSV3_OK);
+    ++events;
+    finished = event.kind == DSV3_EVENT_FINISHED;
+  }
+  CHECK(events >= 12);
+  CHECK_FALSE(readable(descriptor));
+  // Asked for late: it is readable at once.
+  const RequestHandle late = start(session.get(), options);
+  while (dsv3_session_length(session.get()) < 60) std::this_thread::yield();
+  CHECK(readable(dsv3_request_wait_descriptor(late.get())));
+}
+
+TEST_CASE("next with a timeout") {
+  const SessionHandle session = session_with(1800);
+  const RequestHandle request = start(session.get(), long_request());
+  dsv3_event event;
+  event.struct_size = sizeof event;
+  Error error;
+  int timeouts = 0;
+  dsv3_status status = DSV3_OK;
+  while ((status = dsv3_request_next(request.get(), 0, &event, error.out())) == DSV3_E_TIMEOUT) {
+    CHECK(error.retryable());
+    CHECK(error.status() == DSV3_E_TIMEOUT);
+    ++timeouts;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CHECK(status == DSV3_OK);
+  CHECK(timeouts > 0);
+}
+
+TEST_CASE("notify comes from the engine's thread, and frees inside it are put off") {
+  struct State {
+    std::atomic<int> calls{0};
+    std::atomic<bool> freed{false};
+    dsv3_request* request = nullptr;
+    dsv3_session* session = nullptr;
+    dsv3_status refused = DSV3_OK;
+  } state;
+  SUBCASE("counting") {
+    const SessionHandle session = session_with(20);
+    dsv3_request_options options = request_options();
+    options.max_tokens = 10;
+    options.ignore_eos = 1;
+    options.notify_user = &state;
+    options.notify = [](void* user) { ++static_cast<State*>(user)->calls; };
+    const RequestHandle request = start(session.get(), options);
+    const Outcome outcome = finish(request.get());
+    for (int i = 0; i < 1000 && state.calls < 10; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    CHECK(state.calls >= 10);  // one per token; the last one's and the end's may be the same
+    CHECK(outcome.tokens.size() == 10);
+  }
+  SUBCASE("freeing its own request and session") {
+    state.session = session_with(20).release();
+    // The handle must be known to the callback before it is called.
+    static std::atomic<bool> ready{false};
+    ready = false;
+    dsv3_request_options options = long_request();
+    options.notify_user = &state;
+    options.notify = [](void* user) {
+      auto* s = static_cast<State*>(user);
+      ++s->calls;
+      if (!ready || s->freed) return;
+      Error error;
+      uint64_t length = 0;
+      s->refused =
+          dsv3_session_append_tokens(s->session, nullptr, 0, 0, &length, nullptr, error.out());
+      dsv3_request_free(s->request);
+      dsv3_session_free(s->session);
+      s->freed = true;
+    };
+    state.request = start(state.session, options).release();
+    ready = true;
+    while (!state.freed) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    CHECK(state.refused == DSV3_E_INVALID_ARGUMENT);  // no other call inside a callback
+    dsv3_context_info info;
+    info.struct_size = sizeof info;
+    info.requests_running = 1;
+    for (int i = 0; i < 2000 && info.requests_running > 0; ++i) {
+      REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    CHECK(info.requests_running == 0);
+    const int calls = state.calls;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    CHECK(state.calls == calls);  // none after the free
+  }
+  SUBCASE("freeing the context") {
+    ModelHandle model = open_model();
+    static std::atomic<dsv3_context*> context;
+    context = make_context(model.get()).release();
+    const SessionHandle session = make_session(context);
+    append(session.get(), {1, 2, 3});
+    dsv3_request_options options = long_request();
+    options.notify_user = &state;
+    options.notify = [](void* user) {
+      dsv3_context_free(context.exchange(nullptr));
+      ++static_cast<State*>(user)->calls;
+    };
+    const RequestHandle request = start(session.get(), options);
+    CHECK(finish(request.get()).reason == DSV3_FINISH_CANCELLED);
+  }
+}
+
+TEST_CASE("callbacks that throw are their request's problem") {
+  const SessionHandle session = session_with(20);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 5;
+  options.ignore_eos = 1;
+  options.notify = [](void*) { throw 1; };
+  CHECK(generate(session.get(), options).tokens.size() == 5);
+  options.notify = nullptr;
+  options.logits_hook = [](void*, float*, uint64_t, const int32_t*, uint64_t) {
+    throw std::runtime_error("from the hook");
+  };
+  const Outcome outcome = generate(session.get(), options);
+  CHECK(outcome.reason == DSV3_FINISH_ERROR);
+  CHECK(outcome.status == DSV3_E_INVALID_ARGUMENT);
+  CHECK(outcome.error_field == "logits_hook");
+  CHECK(dsv3_session_length(session.get()) == 25);
+  // Progress of an evaluation.
+  dsv3_evaluation e;
+  dsv3_evaluation_init(&e, sizeof e);
+  e.progress = [](void*, uint64_t, uint64_t) { throw 1; };
+  const std::vector<int32_t> tokens = prompt_tokens(300);
+  Error error;
+  CHECK(dsv3_session_evaluate(session.get(), tokens.data(), tokens.size(), &e, error.out()) ==
+        DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "progress");
+  CHECK(dsv3_session_length(session.get()) == 25);
+}
+
+TEST_CASE("a hook that makes NaN fails its own request and nobody else's") {
+  const SessionHandle bad = session_with(20), good = session_with(20);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 30;
+  options.ignore_eos = 1;
+  const Outcome expected = generate(fork_session(good.get()).get(), options);
+  const RequestHandle running = start(good.get(), options);
+  options.logits_hook = [](void*, float* logits, uint64_t, const int32_t*, uint64_t count) {
+    if (count >= 25) logits[0] = __builtin_nanf("");
+  };
+  const RequestHandle failing = start(bad.get(), options);
+  const Outcome failed = finish(failing.get());
+  CHECK(failed.reason == DSV3_FINISH_ERROR);
+  CHECK(failed.status == DSV3_E_NUMERIC);
+  CHECK(failed.tokens.size() == 5);
+  CHECK(finish(running.get()).tokens == expected.tokens);
+}
+
+TEST_CASE("interactive requests come before background ones") {
+  const SessionHandle background = session_with(1900), interactive = session_with(60);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 4;
+  options.ignore_eos = 1;
+  options.priority = DSV3_PRIORITY_BACKGROUND;
+  const RequestHandle first = start(background.get(), options);
+  options.priority = DSV3_PRIORITY_INTERACTIVE;
+  const RequestHandle second = start(interactive.get(), options);
+  finish(second.get());
+  CHECK(dsv3_session_computed(background.get()) < 1900);
+  CHECK(finish(first.get()).tokens.size() == 4);
+}
+
+TEST_CASE("the page budget: too large at once, and exhausted on the way") {
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  const uint64_t page = info.page_bytes;
+  const ContextHandle context =
+      make_context(shared().model.get(), {.prefill_chunk = 64, .cache_bytes = 4 * page});
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.pages == 4);
+  Error error;
+  dsv3_request* request = nullptr;
+  const SessionHandle large = session_with(257, context.get());
+  CHECK(dsv3_request_start(large.get(), nullptr, &request, error.out()) == DSV3_E_CAPACITY);
+  CHECK_FALSE(error.retryable());
+  CHECK(error.field() == "cache_bytes");
+  const std::vector<int32_t> tokens = prompt_tokens(300);
+  const SessionHandle empty = make_session(context.get());
+  CHECK(dsv3_session_evaluate(empty.get(), tokens.data(), 300, nullptr, error.out()) ==
+        DSV3_E_CAPACITY);
+  CHECK(dsv3_session_length(empty.get()) == 0);
+
+  // One holds three pages, the other cannot get its second.
+  dsv3_request_options options = request_options();
+  options.ignore_eos = 1;
+  options.max_tokens = 0;
+  SessionHandle holder = session_with(150, context.get());
+  generate(holder.get(), options);
+  options.max_tokens = 100;
+  const SessionHandle starved = session_with(40, context.get());
+  const Outcome outcome = generate(starved.get(), options);
+  CHECK(outcome.reason == DSV3_FINISH_ERROR);
+  CHECK(outcome.status == DSV3_E_CAPACITY);
+  CHECK(outcome.error_field == "cache_bytes");
+  CHECK(dsv3_session_length(starved.get()) == 40 + outcome.tokens.size());
+  CHECK(outcome.tokens.size() == 25);  // up to the page's end, and the one that would open the next
+  // Afterwards there is room.
+  holder.reset();
+  const Outcome rest = generate(starved.get(), options);
+  CHECK(rest.tokens.size() == 100);
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.pages_used == 3);  // 164 computed tokens
+
+  // What a completion left in the cache gives way.
+  char* text = nullptr;
+  options.max_tokens = 4;
+  const SessionHandle next = session_with(60, context.get());
+  dsv3_request_options two = options;
+  CHECK(dsv3_session_truncate(starved.get(), 0, nullptr) == DSV3_OK);
+  const std::string prefix = python_text().substr(0, 400);
+  REQUIRE(dsv3_complete(context.get(), prefix.data(), prefix.size(), nullptr, 0, &two, &text,
+                        nullptr, error.out()) == DSV3_OK);
+  dsv3_string_free(text);
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.pages_used > 0);
+  options.max_tokens = 190;
+  CHECK(generate(next.get(), options).tokens.size() == 190);
+}
+
+TEST_CASE("statistics add up") {
+  const SessionHandle session = session_with(500);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 20;
+  options.ignore_eos = 1;
+  const RequestHandle request = start(session.get(), options);
+  const Outcome outcome = finish(request.get());
+  dsv3_request_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_request_get_statistics(request.get(), &s, nullptr) == DSV3_OK);
+  CHECK(s.total_ns == outcome.statistics.total_ns);
+  CHECK(s.prompt_tokens == 500);
+  CHECK(s.generated_tokens == 20);
+  CHECK(s.first_token_ns >= s.queue_ns + s.prefill_ns);
+  CHECK(s.total_ns >= s.first_token_ns + s.decode_ns);
+  CHECK(s.prefill_ns > 0);
+  CHECK(s.decode_ns > 0);
+}
