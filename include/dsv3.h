@@ -68,22 +68,22 @@ DSV3_API const char *dsv3_version_string(void);
 typedef int32_t dsv3_status;
 
 #define DSV3_OK 0
-#define DSV3_E_INVALID_ARGUMENT 1  /* the caller's argument is wrong; the error names the field */
-#define DSV3_E_NOT_FOUND 2         /* no such file, tensor or token */
-#define DSV3_E_IO 3                /* the operating system said no */
-#define DSV3_E_CORRUPT 4           /* a file does not hold what its format promises */
-#define DSV3_E_UNSUPPORTED 5       /* well-formed, but this build cannot do it */
-#define DSV3_E_OUT_OF_MEMORY 6     /* of this one call; the library goes on */
-#define DSV3_E_CAPACITY 7          /* a budget (cache, context length) is exhausted; maybe retryable */
-#define DSV3_E_BUSY 8              /* a request runs on this session */
+#define DSV3_E_INVALID_ARGUMENT 1 /* the caller's argument is wrong; the error names the field */
+#define DSV3_E_NOT_FOUND 2        /* no such file, tensor or token */
+#define DSV3_E_IO 3               /* the operating system said no */
+#define DSV3_E_CORRUPT 4          /* a file does not hold what its format promises */
+#define DSV3_E_UNSUPPORTED 5      /* well-formed, but this build cannot do it */
+#define DSV3_E_OUT_OF_MEMORY 6    /* of this one call; the library goes on */
+#define DSV3_E_CAPACITY 7         /* a budget (cache, context length) is exhausted */
+#define DSV3_E_BUSY 8             /* a request runs on this session */
 #define DSV3_E_CANCELLED 9
 #define DSV3_E_DEADLINE 10
-#define DSV3_E_NUMERIC 11          /* NaN or infinity in the logits */
-#define DSV3_E_FILE_CHANGED 12     /* the mapped model file was changed after it was opened */
-#define DSV3_E_TIMEOUT 13          /* nothing happened within the given time */
-#define DSV3_E_INTERNAL 14         /* a bug of the library: please report it */
+#define DSV3_E_NUMERIC 11      /* NaN or infinity in the logits */
+#define DSV3_E_FILE_CHANGED 12 /* the mapped model file was changed after it was opened */
+#define DSV3_E_TIMEOUT 13      /* nothing happened within the given time */
+#define DSV3_E_INTERNAL 14     /* a bug of the library: please report it */
 #define DSV3_E_BUFFER_TOO_SMALL 15
-#define DSV3_E_FORKED 16           /* the handle was made before fork() */
+#define DSV3_E_FORKED 16 /* the handle was made before fork() */
 
 /* "DSV3_E_CORRUPT" for 4, and so on; "unknown" for others. Static. */
 DSV3_API const char *dsv3_status_name(dsv3_status status);
@@ -153,18 +153,18 @@ typedef struct dsv3_model_info {
   int32_t num_experts_per_tok;
   int32_t kv_lora_rank;
   int32_t qk_rope_head_dim;
-  int32_t bos_token_id;          /* -1: none */
-  int32_t eos_token_id;          /* the first of them; -1: none */
-  int32_t has_tokenizer;         /* 0: calls that need one are refused */
-  int32_t has_fim;               /* 1: the vocabulary has the fill-in-the-middle tokens */
+  int32_t bos_token_id;  /* -1: none */
+  int32_t eos_token_id;  /* the first of them; -1: none */
+  int32_t has_tokenizer; /* 0: calls that need one are refused */
+  int32_t has_fim;       /* 1: the vocabulary has the fill-in-the-middle tokens */
   int32_t reserved;
   int64_t max_position_embeddings; /* the longest sequence */
   uint64_t parameters;
   uint64_t file_bytes;
   uint64_t weight_bytes;
   uint64_t active_bytes_per_token; /* weights that one token reads */
-  const char *model_type;          /* "deepseek_v3"; lives as long as the model, as do the next two */
-  const char *chat_template;       /* "none", "deepseek-v2", "deepseek-v3", "deepseek-r1", ... */
+  const char *model_type;    /* "deepseek_v3"; lives as long as the model, as do the next two */
+  const char *chat_template; /* "none", "deepseek-v2", "deepseek-v3", "deepseek-r1", ... */
   const char *path;
   uint8_t fingerprint[16]; /* equal for equal models */
 } dsv3_model_info;
@@ -196,8 +196,7 @@ DSV3_API dsv3_status dsv3_model_tokenize(const dsv3_model *model, const char *te
 /* Tokens to text, byte for byte (a partial character at an end stays partial). */
 DSV3_API dsv3_status dsv3_model_detokenize(const dsv3_model *model, const int32_t *tokens,
                                            uint64_t count, uint32_t flags, char *buffer,
-                                           uint64_t capacity, uint64_t *needed,
-                                           dsv3_error **error);
+                                           uint64_t capacity, uint64_t *needed, dsv3_error **error);
 /* The id of the added token with exactly this text ("<｜fim▁hole｜>"); DSV3_E_NOT_FOUND without one. */
 DSV3_API dsv3_status dsv3_model_token_id(const dsv3_model *model, const char *text,
                                          uint64_t text_length, int32_t *id, dsv3_error **error);
@@ -214,8 +213,8 @@ typedef struct dsv3_tool_call {
 typedef struct dsv3_message {
   uint32_t struct_size;
   uint32_t tool_call_count;
-  const char *role;    /* "system", "user", "assistant", "tool"; NUL-terminated */
-  const char *content; /* NULL: none (an assistant's message of tool calls alone) */
+  const char *role;        /* "system", "user", "assistant", "tool"; NUL-terminated */
+  const char *content;     /* NULL: none (an assistant's message of tool calls alone) */
   uint64_t content_length; /* bytes, or DSV3_NUL_TERMINATED */
   const dsv3_tool_call *tool_calls;
   uint32_t tool_call_stride;
@@ -255,11 +254,14 @@ typedef void (*dsv3_log_fn)(void *user, int32_t level, const char *message);
 
 typedef struct dsv3_context_options {
   uint32_t struct_size;
-  int32_t threads;      /* compute threads; 0 (default): the CPUs this process may use */
-  const char *kernels;  /* kernel set: "ref", "portable", "avx2", "avx512bf16"; NULL: the environment
-                           variable DSV3_KERNELS, else the best this machine runs */
-  uint64_t cache_bytes; /* budget of the latent cache; 0 (default): enough for four sequences of
-                           max_position_embeddings, at most a quarter of the memory */
+  /* Compute threads; 0 (default): the CPUs this process may use. */
+  int32_t threads;
+  /* Kernel set: "ref", "portable", "avx2", "avx512bf16"; NULL (default): the environment variable
+   * DSV3_KERNELS, else the best this machine runs. */
+  const char *kernels;
+  /* Budget of the latent cache; 0 (default): enough for four sequences of max_position_embeddings,
+   * at most a quarter of the memory. */
+  uint64_t cache_bytes;
   int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256 */
   int32_t pin_threads;   /* 1: pin threads to CPUs; default 0 */
   dsv3_log_fn log;       /* may be NULL: nothing is logged */
@@ -278,10 +280,11 @@ DSV3_API void dsv3_context_free(dsv3_context *context);
 typedef struct dsv3_context_info {
   uint32_t struct_size;
   int32_t threads;
-  int32_t bit_identical; /* 1: a request's tokens and log-probabilities are the same bits however it is
-                            chunked, cached, batched, and at any thread count */
+  /* 1: a request's tokens and log-probabilities are the same bits however it is chunked, cached and
+   * batched, and at any thread count. */
+  int32_t bit_identical;
   int32_t page_tokens;
-  const char *kernels;   /* the kernel set in use; lives as long as the context, as does allocator */
+  const char *kernels; /* the kernel set in use; lives as long as the context, as does allocator */
   const char *allocator; /* "mimalloc" or "system" */
   uint64_t page_bytes;
   uint64_t pages;      /* the budget */
@@ -321,9 +324,10 @@ DSV3_API dsv3_status dsv3_session_create(dsv3_context *context, dsv3_session **o
 DSV3_API void dsv3_session_free(dsv3_session *session);
 
 #define DSV3_APPEND_PARSE_SPECIAL 1u /* text: match added tokens' texts */
-#define DSV3_APPEND_ADD_BOS 2u       /* text: begin with begin-of-sentence if the session is empty */
-#define DSV3_APPEND_REPLACE 4u /* the session becomes exactly this sequence; what it has in common with
-                                  the old one at the beginning stays computed (*kept tokens) */
+#define DSV3_APPEND_ADD_BOS 2u /* text: begin with begin-of-sentence if the session is empty */
+/* The session becomes exactly this sequence; what it has in common with the old one at the beginning
+ * stays computed (*kept tokens). */
+#define DSV3_APPEND_REPLACE 4u
 
 /* All of these add to the sequence at once and compute nothing: a request or an evaluation does.
  * *length (may be NULL) receives the sequence's new length, *kept (may be NULL) how many of the old
@@ -334,8 +338,7 @@ DSV3_API dsv3_status dsv3_session_append_tokens(dsv3_session *session, const int
                                                 uint64_t *kept, dsv3_error **error);
 DSV3_API dsv3_status dsv3_session_append_text(dsv3_session *session, const char *text,
                                               uint64_t text_length, uint32_t flags,
-                                              uint64_t *length, uint64_t *kept,
-                                              dsv3_error **error);
+                                              uint64_t *length, uint64_t *kept, dsv3_error **error);
 /* DeepSeek's fill-in-the-middle form: what is generated next goes between prefix and suffix. */
 DSV3_API dsv3_status dsv3_session_append_fim(dsv3_session *session, const char *prefix,
                                              uint64_t prefix_length, const char *suffix,
@@ -405,7 +408,7 @@ typedef void (*dsv3_notify_fn)(void *user);
 
 typedef struct dsv3_request_options {
   uint32_t struct_size;
-  int32_t priority; /* DSV3_PRIORITY_..., default INTERACTIVE */
+  int32_t priority;    /* DSV3_PRIORITY_..., default INTERACTIVE */
   uint64_t max_tokens; /* at most so many generated tokens; default 256; 0: prompt only (warm-up) */
   /* Sampling. The default is greedy. The order: bias, penalties, logits hook, temperature, top_k,
    * top_p, min_p. */
@@ -413,11 +416,12 @@ typedef struct dsv3_request_options {
   float top_p;       /* 0 < top_p <= 1; default 1: off */
   float min_p;       /* 0 <= min_p < 1; default 0: off. Tokens below min_p * the best are dropped */
   int32_t top_k;     /* 0 (default): off */
-  float repetition_penalty; /* > 0; default 1: off. Divides positive logits, multiplies negative ones */
-  float presence_penalty;   /* default 0 */
-  float frequency_penalty;  /* default 0 */
-  int32_t penalty_window;   /* how many last tokens (prompt included) penalties look at; default 256;
-                               -1: all */
+  /* > 0; default 1: off. Divides positive logits, multiplies negative ones. */
+  float repetition_penalty;
+  float presence_penalty;  /* default 0 */
+  float frequency_penalty; /* default 0 */
+  /* How many last tokens (prompt included) penalties look at; default 256; -1: all. */
+  int32_t penalty_window;
   uint64_t seed; /* the random numbers of a position are a function of seed and position */
   const dsv3_logit_bias *logit_bias; /* read while starting */
   uint32_t logit_bias_count;
@@ -426,13 +430,15 @@ typedef struct dsv3_request_options {
   const int32_t *stop_tokens;      /* beside the model's end-of-sentence tokens */
   uint32_t stop_string_count;
   uint32_t stop_token_count;
-  int32_t ignore_eos;   /* 1: the model's end-of-sentence tokens do not end the generation */
-  int32_t logprobs;     /* -1 (default): none; 0: of the chosen tokens; n <= 64: of the n best as well */
+  int32_t ignore_eos; /* 1: the model's end-of-sentence tokens do not end the generation */
+  /* -1 (default): none; 0: of the chosen tokens; n <= 64: of the n best as well. */
+  int32_t logprobs;
   uint64_t deadline_ms; /* from the start of the request; 0 (default): none */
-  int32_t reasoning;    /* 1: the answer begins inside a reasoning block; -1 (default): as the chat that
-                           was appended last left it; 0: outside */
+  /* 1: the answer begins inside a reasoning block; 0: outside; -1 (default): as the chat that was
+   * appended last left it. */
+  int32_t reasoning;
   uint32_t max_queued_events; /* a consumer this far behind pauses its request; default 256 */
-  dsv3_cancel *cancel;  /* may be NULL */
+  dsv3_cancel *cancel;        /* may be NULL */
   dsv3_logits_fn logits_hook;
   void *logits_hook_user;
   dsv3_notify_fn notify;
@@ -466,8 +472,8 @@ typedef struct dsv3_top_token {
 
 typedef struct dsv3_token {
   int32_t id;
-  float logprob; /* natural log of the model's own probability (before sampling's changes); NaN unless
-                    asked for */
+  /* Natural log of the model's own probability (before sampling's changes); NaN unless asked for. */
+  float logprob;
   const dsv3_top_token *top; /* the n best, best first */
   uint32_t top_count;
   uint32_t reserved;
@@ -499,9 +505,9 @@ typedef struct dsv3_event {
   uint64_t token_count;
   uint32_t token_stride;
   /* FINISHED */
-  int32_t finish_reason; /* DSV3_FINISH_... */
-  dsv3_status status;    /* DSV3_OK unless the reason is ERROR, CANCELLED or DEADLINE */
-  int32_t stop_token;    /* with STOP_TOKEN: which; else -1 */
+  int32_t finish_reason;     /* DSV3_FINISH_... */
+  dsv3_status status;        /* DSV3_OK unless the reason is ERROR, CANCELLED or DEADLINE */
+  int32_t stop_token;        /* with STOP_TOKEN: which; else -1 */
   const char *stop_string;   /* with STOP_STRING: which; else "" */
   const char *error_message; /* with ERROR; else "" */
   const char *error_field;
@@ -542,7 +548,8 @@ DSV3_API dsv3_status dsv3_complete(dsv3_context *context, const char *prefix,
 /* ----------------------------------------------------------------------------------------- convert */
 
 #define DSV3_WEIGHTS_KEEP 0 /* every matrix in the checkpoint's own type */
-#define DSV3_WEIGHTS_FP8 1  /* BF16, F16 and F32 linear layers become E4M3 with 128x128 block scales */
+/* BF16, F16 and F32 linear layers become E4M3 with 128x128 block scales. */
+#define DSV3_WEIGHTS_FP8 1
 
 typedef struct dsv3_convert_options {
   uint32_t struct_size;
@@ -560,6 +567,30 @@ DSV3_API void dsv3_convert_options_init(dsv3_convert_options *options, uint32_t 
  * output appears under its name when it is whole; on failure or cancel nothing is left behind. */
 DSV3_API dsv3_status dsv3_convert(const char *checkpoint_dir, const char *output_path,
                                   const dsv3_convert_options *options, dsv3_error **error);
+
+/* --------------------------------------------------------------------------------------- benchmark */
+
+typedef struct dsv3_benchmark_options {
+  uint32_t struct_size;
+  int32_t repeats;        /* of every line; the median counts; 1 to 100, default 5 */
+  const char *model_path; /* a .dsv3 file; NULL: a synthetic model of `shape` */
+  const char *shape;      /* "tiny", "v2-lite", "v3": random weights made in memory, no file */
+  int32_t layers;         /* of a synthetic model; 0 (default): all of the shape's */
+  int32_t quick;          /* 1: the short lines only; default 0 */
+  const dsv3_context_options *context; /* threads and kernels; may be NULL */
+  dsv3_progress_fn progress;           /* in lines of the result */
+  void *progress_user;
+  dsv3_cancel *cancel; /* may be NULL */
+} dsv3_benchmark_options;
+
+DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint32_t struct_size);
+
+/* Measures the machine's limits (read bandwidth, multiply-adds) and then, in the same run, decoding
+ * and prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
+ * "model" and "lines", each line with its seconds, tokens_per_second, bytes, flops and
+ * percent_of_limit. */
+DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
+                                    dsv3_error **error);
 
 #if defined(__cplusplus)
 }

@@ -89,10 +89,10 @@ void run(Options& o, Main& main) {
   main.json = o.output.machine();
   Interrupt interrupt;
   const dsv3_request_options options = o.sampling.make(interrupt);
-  Cursor cursor = read_cursor(o);
+  const Cursor cursor = read_cursor(o);
   const Model model = o.model.open(interrupt);
   const dsv3_model_info info = model_info(model.get());
-  const Fitted fitted = fit(model.get(), std::move(cursor), prompt_budget(o, info));
+  const Fitted fitted = fit(model.get(), cursor, prompt_budget(o, info));
   if (fitted.dropped_before + fitted.dropped_after > 0) {
     write_err(format(
         "dsv3: the text around the cursor is longer than the prompt may be: left out "

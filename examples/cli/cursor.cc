@@ -103,7 +103,7 @@ Cursor split_at(const std::string& text, const std::string& path, uint64_t line,
   return {text.substr(0, at), text.substr(at)};
 }
 
-Fitted fit(const dsv3_model* model, Cursor cursor, uint64_t budget) {
+Fitted fit(const dsv3_model* model, const Cursor& cursor, uint64_t budget) {
   Fitted out;
   const uint64_t quarter = budget / 4;
   // First the suffix in its quarter, then the prefix in the rest, then the suffix again in what the

@@ -29,6 +29,6 @@ struct Fitted {
 
 // Cuts whole lines far from the cursor until both sides together have at most `budget` tokens. The
 // suffix gets a quarter, and what a short prefix leaves over.
-Fitted fit(const dsv3_model* model, Cursor cursor, uint64_t budget);
+Fitted fit(const dsv3_model* model, const Cursor& cursor, uint64_t budget);
 
 }  // namespace cli
