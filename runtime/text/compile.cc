@@ -374,7 +374,12 @@ class Compiler {
                      shown(text).c_str(), id, count - 1);
       }
       TokenizerSource::Token& token = source_.tokens[id];
-      if (id >= model_size_ || !token.byte_level) token.bytes = text;
+      // An added token is found and written as it is spelled, even where its spelling would stand
+      // for other bytes.
+      if (token.bytes != text) {
+        token.bytes = text;
+        token.byte_level = false;
+      }
       token.flags = kTokenAdded;
       if (specials_.contains(id)) token.flags |= kTokenSpecial;
     }
@@ -424,7 +429,7 @@ class Compiler {
       }
       // Words begin as single bytes, so tokens outside the byte-level alphabet are never reached.
       if (!source_.tokens[ids[0]].byte_level || !source_.tokens[ids[1]].byte_level) continue;
-      if (specials_.contains(ids[2])) {
+      if (specials_.contains(ids[2]) || !source_.tokens[ids[2]].byte_level) {
         return error(Code::kUnsupported,
                      "model.merges[%zu] makes the special token \"%s\" out of plain text", rank,
                      shown(joined).c_str());

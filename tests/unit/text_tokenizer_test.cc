@@ -207,6 +207,16 @@ TEST_CASE("tokens that are normalised come second") {
   CHECK(TestTokenizer(j).encode("abc", true) == Ids{256});
 }
 
+TEST_CASE("an added token is its text, whatever the byte-level alphabet makes of it") {
+  OrderedJson j = small_tokenizer();
+  j["model"]["vocab"]["Ġé"] = 256;
+  j["added_tokens"].push_back(added_token(256, "Ġé"));
+  const TestTokenizer t(j);
+  CHECK(t.encode("Ġé", true) == Ids{256});
+  CHECK(t.decode({256}) == "Ġé");
+  CHECK(t.encode(" \xE9", true) == Ids{' ', 0xEF, 0xBF, 0xBD});
+}
+
 TEST_CASE("tokens that take white space, and whole words") {
   OrderedJson j = small_tokenizer();
   j["added_tokens"] = {added_token(256, "<l>"), added_token(257, "<r>"), added_token(258, "is")};
