@@ -29,6 +29,7 @@ struct Model::Impl {
   Status read_header();
   Status read_data(const Progress& progress);
   Status open_tokenizer();
+  uint64_t item_bytes() const;
   Status verify(const Progress& progress) const;
   Status verify_item(const Record& record, uint64_t item,
                      const std::function<void(uint64_t)>& did) const;
@@ -140,17 +141,22 @@ Status Model::Impl::verify_item(const Record& record, uint64_t item,
                           file->path().c_str(), name.c_str());
 }
 
+uint64_t Model::Impl::item_bytes() const {
+  uint64_t sum = 0;
+  for (const Record& record : header.records) sum += record.bytes * record.count;
+  return sum;
+}
+
 Status Model::Impl::verify(const Progress& progress) const {
   struct Item {
     const Record* record;
     uint32_t index;
   };
   std::vector<Item> items;
-  uint64_t total = 0;
   for (const Record& record : header.records) {
     for (uint32_t i = 0; i < record.count; ++i) items.push_back({&record, i});
-    total += record.bytes * record.count;
   }
+  const uint64_t total = item_bytes();
   std::atomic<uint64_t> done{0};
   return parallel_for(
       items.size(), io_threads(),
@@ -167,8 +173,16 @@ Result<std::shared_ptr<const Model>> Model::open(const std::string& path,
   impl->options = options;
   DSV3_TRY(impl->read_header());
   DSV3_TRY(impl->open_tokenizer());
-  DSV3_TRY(impl->read_data(options.progress));
-  if (options.verify) DSV3_TRY(impl->verify(options.progress));
+  // Reading into memory and checking the checksums are two passes; together they are one whole.
+  const bool copies = options.residency == Residency::kCopy;
+  const uint64_t read = copies ? impl->preamble.file_bytes - impl->preamble.data_offset : 0;
+  const uint64_t whole = read + (options.verify ? impl->item_bytes() : 0);
+  const auto from = [&](uint64_t before) -> Progress {
+    if (!options.progress) return nullptr;
+    return [&, before](uint64_t done, uint64_t) { return options.progress(before + done, whole); };
+  };
+  DSV3_TRY(impl->read_data(from(0)));
+  if (options.verify) DSV3_TRY(impl->verify(from(read)));
   impl->options.progress = nullptr;  // it may refer to what ends with this call
   return std::shared_ptr<const Model>(new Model(std::move(impl)));
 }
@@ -218,11 +232,7 @@ const Fingerprint& Model::fingerprint() const { return impl_->fingerprint; }
 Residency Model::residency() const { return impl_->options.residency; }
 uint64_t Model::file_bytes() const { return impl_->preamble.file_bytes; }
 
-uint64_t Model::weight_bytes() const {
-  uint64_t sum = 0;
-  for (const Record& record : impl_->header.records) sum += record.bytes * record.count;
-  return sum;
-}
+uint64_t Model::weight_bytes() const { return impl_->item_bytes(); }
 
 uint64_t Model::active_bytes_per_token() const {
   const ModelConfig& c = config();

@@ -108,11 +108,10 @@ Status parallel_for(size_t count, int threads, const std::function<Status(size_t
     if (cancelled) shared.stop = true;
   }
   if (!shared.error.ok()) return shared.error;
-  const bool complete = shared.next == count;
   lock.unlock();
-  if (cancelled && complete) return {};  // too late: everything is done
-  if (cancelled || (tick && !tick()))
+  if (cancelled || (tick && !tick())) {
     return {Code::kCancelled, "cancelled by its progress callback"};
+  }
   return {};
 }
 
