@@ -89,10 +89,10 @@ class Compiler {
                  shown(kind).c_str());
   }
   static const Json& get(const Json& object, const char* key) {
-    static const Json null;
-    if (!object.is_object()) return null;
+    static const Json kNull;
+    if (!object.is_object()) return kNull;
     const auto it = object.find(key);
-    return it == object.end() ? null : *it;
+    return it == object.end() ? kNull : *it;
   }
   // A boolean member; `missing` where there is none.
   Status flag(const Json& object, const char* key, const std::string& of, bool missing, bool* out) {

@@ -102,11 +102,10 @@ Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Result<Tokenizer> Tokenizer::open(std::span<const uint8_t> bytes, const std::string& where) {
-  DSV3_ASSIGN(TokenizerImage image, TokenizerImage::open(bytes, where));
+  DSV3_ASSIGN(const TokenizerImage image, TokenizerImage::open(bytes, where));
   DSV3_ASSIGN(PreTokenizer pre_tokenizer, PreTokenizer::create(image, where));
   DSV3_ASSIGN(AddedTokens added, AddedTokens::create(image, where));
-  return Tokenizer(
-      std::make_unique<Impl>(Impl{std::move(image), std::move(pre_tokenizer), std::move(added)}));
+  return Tokenizer(std::make_unique<Impl>(Impl{image, std::move(pre_tokenizer), std::move(added)}));
 }
 
 Status Tokenizer::encode(std::string_view text, const EncodeOptions& options,
@@ -150,7 +149,7 @@ Status Tokenizer::encode_parts(std::span<const TextPart> parts, std::vector<int3
       text = joined;
     }
     Encoder encoder(impl_->image, text, out);
-    const Status status = impl_->pre_tokenizer.split(text, &scratch, &encoder);
+    Status status = impl_->pre_tokenizer.split(text, &scratch, &encoder);
     if (!status.ok()) {
       out->resize(begin);
       return status;
