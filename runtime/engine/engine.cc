@@ -104,13 +104,11 @@ Status Engine::start() {
                               device_->name(), device_->threads(), static_cast<long long>(pages),
                               forward_->page_bytes(), host_allocator_name())
                            .c_str());
-  self_ = shared_from_this();
   Result<Thread> thread = Thread::start("dsv3-engine", thread_main, this);
-  if (!thread.ok()) {
-    self_.reset();
-    return thread.status();
-  }
+  if (!thread.ok()) return thread.status();
+  // The thread looks at these when it ends, which is not before shutdown().
   const std::lock_guard lock(mutex_);
+  self_ = shared_from_this();
   thread_.emplace(std::move(*thread));
   return {};
 }

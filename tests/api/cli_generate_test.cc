@@ -1,0 +1,299 @@
+// The `dsv3` tool where it generates: complete, generate and chat.
+#include <doctest/doctest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/api/process.h"
+#include "tests/support/support.h"
+
+namespace dsv3::test {
+namespace {
+
+using Json = nlohmann::json;
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+std::vector<Json> json_lines(const std::string& text) {
+  std::vector<Json> out;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) out.push_back(Json::parse(line));
+  return out;
+}
+
+std::vector<std::string> generate(std::vector<std::string> more) {
+  std::vector<std::string> out = {"generate", tiny_coder_file(), "--prompt", "def mean(values):"};
+  out.insert(out.end(), more.begin(), more.end());
+  return out;
+}
+
+constexpr const char* kSource =
+    "import math\n"
+    "\n"
+    "def area(radius):\n"
+    "    return math.pi * radius ** 2\n"
+    "\n"
+    "def perimeter(radius):\n"
+    "    return \n"
+    "\n"
+    "# é 🦀 end\n";
+
+TEST_CASE("generate: text for people, JSON for programs, the same answer") {
+  const Run human = dsv3(generate({"-n", "12", "--stats"}));
+  REQUIRE_MESSAGE(human.code == 0, human.err);
+  CHECK(contains(human.err, "tokens/s"));
+  CHECK(contains(human.err, "bit-identical"));
+  const Run machine = dsv3(generate({"-n", "12", "--json", "-q"}));
+  CHECK(machine.err.empty());
+  const Json said = Json::parse(machine.out);
+  CHECK(said.at("text").get<std::string>() + "\n" == human.out);
+  CHECK(said.at("tokens").size() == 12);
+  CHECK(said.at("finish_reason") == "max_tokens");
+  CHECK(said.at("statistics").at("generated_tokens") == 12);
+  CHECK(said.at("statistics").at("prompt_tokens") > 3);
+
+  const Run events = dsv3(generate({"-n", "12", "--json-events"}));
+  std::string text;
+  size_t tokens = 0;
+  const std::vector<Json> lines = json_lines(events.out);
+  for (const Json& line : lines) {
+    if (line.at("event") != "text") continue;
+    text += line.at("text").get<std::string>();
+    tokens += line.at("tokens").size();
+  }
+  CHECK(text == said.at("text"));
+  CHECK(tokens == 12);
+  CHECK(lines.back().at("event") == "finished");
+
+  const Run piped = dsv3({"generate", tiny_coder_file(), "--prompt", "-", "-n", "12", "--json"},
+                         {.input = "def mean(values):"});
+  CHECK(Json::parse(piped.out).at("tokens") == said.at("tokens"));
+  const Run echoed = dsv3(generate({"-n", "12", "--echo"}));
+  CHECK(echoed.out == "def mean(values):" + human.out);
+}
+
+TEST_CASE("generate: sampling options arrive") {
+  const auto ids = [](std::vector<std::string> more) {
+    more.insert(more.end(), {"-n", "8", "--json"});
+    const Run result = dsv3(generate(more));
+    REQUIRE_MESSAGE(result.code == 0, result.err);
+    return Json::parse(result.out).at("tokens");
+  };
+  const Json greedy = ids({});
+  CHECK(ids({"--temperature", "2", "--seed", "7"}) == ids({"--temperature", "2", "--seed", "7"}));
+  CHECK(ids({"--temperature", "2", "--seed", "7"}) != ids({"--temperature", "2", "--seed", "8"}));
+  CHECK(ids({"--temperature", "2", "--top-k", "1"}) == greedy);
+  CHECK(ids({"--temperature", "2", "--top-p", "1e-9"}) == greedy);
+  CHECK(ids({"--temperature", "2", "--min-p", "0.999999"}) == greedy);
+  CHECK(ids({"--residency", "copy", "--threads", "1"}) == greedy);
+  const int32_t first = greedy.at(0);
+  CHECK(ids({"--logit-bias", std::to_string(first) + "=-inf"}).at(0) != first);
+  CHECK(ids({"--logit-bias", "9=1000", "--logit-bias", "10=-5"}) == Json(std::vector<int>(8, 9)));
+  CHECK(ids({"--frequency-penalty", "100", "--presence-penalty", "100"}) != greedy);
+
+  const Run stop_token = dsv3(generate({"--stop-token", std::to_string(first), "--json"}));
+  const Json stopped = Json::parse(stop_token.out);
+  CHECK(stopped.at("finish_reason") == "stop_token");
+  CHECK(stopped.at("stop_token") == first);
+  CHECK(stopped.at("tokens").size() == 1);
+}
+
+TEST_CASE("generate: stop strings end the text before them") {
+  const Run whole = dsv3(generate({"-n", "16", "--json"}));
+  const std::string text = Json::parse(whole.out).at("text");
+  const std::string stop = text.substr(text.size() / 2, 4);
+  const Run result = dsv3(generate({"-n", "16", "--json", "--stop", "never ever", "--stop", stop}));
+  const Json said = Json::parse(result.out);
+  CHECK(said.at("finish_reason") == "stop_string");
+  CHECK(said.at("stop_string") == stop);
+  CHECK(said.at("text") == text.substr(0, text.find(stop)));
+}
+
+TEST_CASE("generate: log-probabilities") {
+  const Run machine = dsv3(generate({"-n", "3", "--logprobs", "2", "--json"}));
+  for (const Json& token : Json::parse(machine.out).at("tokens")) {
+    CHECK(token.at("logprob") <= 0);
+    REQUIRE(token.at("top").size() == 2);
+    CHECK(token.at("top").at(0).at("id") == token.at("id"));  // greedy
+    CHECK(token.at("top").at(0).at("logprob") == token.at("logprob"));
+    CHECK(token.at("top").at(0).at("logprob") >= token.at("top").at(1).at("logprob"));
+  }
+  const Run human = dsv3(generate({"-n", "3", "--logprobs", "2"}));
+  CHECK(contains(human.err, "logprob"));
+}
+
+TEST_CASE("generate: what is refused is named, with 2") {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--top-p", "1.5"}, "top_p"},
+      {{"--temperature", "-1"}, "temperature"},
+      {{"--min-p", "1"}, "min_p"},
+      {{"--repetition-penalty", "0"}, "repetition_penalty"},
+      {{"--stop-token", "70000"}, "stop_tokens"},
+      {{"--kernels", "avx9000"}, "kernels"},
+  };
+  for (const auto& [more, field] : cases) {
+    const Run result = dsv3(generate(more));
+    CAPTURE(field);
+    CAPTURE(result.err);
+    CHECK(result.code == 2);
+    CHECK(contains(result.err, field));
+    CHECK(result.out.empty());
+  }
+  const Run binary = dsv3({"generate", tiny_coder_file(), "--prompt", "-"}, {.input = "\xff\xfe"});
+  CHECK(binary.code == 1);
+  CHECK(contains(binary.err, "UTF-8"));
+}
+
+TEST_CASE("generate: Ctrl-C and a deadline end it with 1 and what came so far") {
+  const Run stopped =
+      dsv3(generate({"-n", "2000", "--ignore-eos", "--json-events", "--kernels", "ref"}),
+           {.interrupt_on_output = true});
+  CHECK(stopped.code == 1);
+  CHECK(json_lines(stopped.out).back().at("finish_reason") == "cancelled");
+  const Run late = dsv3(generate(
+      {"-n", "2000", "--ignore-eos", "--json", "--kernels", "ref", "--deadline-ms", "30"}));
+  CHECK(late.code == 1);
+  CHECK(Json::parse(late.out).at("finish_reason") == "deadline");
+}
+
+TEST_CASE("a full disk is an error, not silence") {
+  const Run result = dsv3(generate({"-n", "3"}), {.output_path = "/dev/full"});
+  CHECK(result.code == 1);
+  CHECK(contains(result.err, "cannot write standard output"));
+}
+
+TEST_CASE("complete: a cursor in a file, or two files") {
+  const std::string file = scratch_file("circle.py");
+  write_bytes(file, kSource);
+  const std::vector<std::string> base = {"complete", tiny_coder_file(), "-n", "10", "--json"};
+  const auto at = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return dsv3(more);
+  };
+  const Run cursor = at({"--file", file, "--line", "7", "--column", "12"});
+  REQUIRE_MESSAGE(cursor.code == 0, cursor.err);
+  const Json said = Json::parse(cursor.out);
+  CHECK(said.at("prompt").at("dropped_bytes_before") == 0);
+  const Run end = at({"--file", file, "--line", "7"});
+  CHECK(Json::parse(end.out).at("tokens") == said.at("tokens"));
+
+  const std::string source = kSource;
+  const size_t split = source.find("return \n") + 7;
+  const std::string prefix = scratch_file("prefix"), suffix = scratch_file("suffix");
+  write_bytes(prefix, source.substr(0, split));
+  write_bytes(suffix, source.substr(split));
+  const Run files = at({"--prefix-file", prefix, "--suffix-file", suffix});
+  CHECK(Json::parse(files.out).at("tokens") == said.at("tokens"));
+  const Run plain = at({"--prefix-file", prefix});
+  CHECK(Json::parse(plain.out).at("tokens") != said.at("tokens"));
+
+  const Run shown = dsv3(
+      {"complete", tiny_coder_file(), "-n", "10", "--file", file, "--line", "7", "--show", "2"});
+  CHECK(shown.out ==
+        "def perimeter(radius):\n    return " + said.at("text").get<std::string>() + "\n\n");
+}
+
+TEST_CASE("complete: columns are characters, and a place that is not there is refused") {
+  const std::string file = scratch_file("columns.py");
+  write_bytes(file, kSource);
+  // "# é 🦀 end": nine characters in thirteen bytes.
+  const auto code = [&](const char* line, const char* column) {
+    return dsv3({"complete", tiny_coder_file(), "-n", "1", "--json", "--file", file, "--line", line,
+                 "--column", column});
+  };
+  CHECK(code("9", "10").code == 0);
+  const Run beyond = code("9", "11");
+  CHECK(beyond.code == 2);
+  CHECK_MESSAGE(contains(beyond.err, "its end is column 10"), beyond.err);
+  CHECK(code("10", "1").code == 0);  // the empty line behind the last line break
+  const Run below = code("11", "1");
+  CHECK(below.code == 2);
+  CHECK_MESSAGE(contains(below.err, "its last line is 10"), below.err);
+  const Run missing = dsv3({"complete", tiny_coder_file(), "--file", file + ".no", "--line", "1"});
+  CHECK(missing.code == 1);
+  CHECK(contains(missing.err, "columns.py.no"));
+}
+
+TEST_CASE("complete: a text that is too long is cut far from the cursor, and that is said") {
+  std::string before, after;
+  for (int i = 0; i < 400; ++i)
+    before += "value_" + std::to_string(i) + " = compute(" + std::to_string(i) + ")\n";
+  for (int i = 0; i < 400; ++i)
+    after += "\nresult_" + std::to_string(i) + " = value_" + std::to_string(i);
+  const std::string file = scratch_file("long.py");
+  write_bytes(file, before + "total = " + after + "\n");
+  const Run result = dsv3({"complete", tiny_coder_file(), "-n", "4", "--json", "--file", file,
+                           "--line", "401", "--context", "300"});
+  REQUIRE_MESSAGE(result.code == 0, result.err);
+  CHECK(contains(result.err, "left out"));
+  const Json prompt = Json::parse(result.out).at("prompt");
+  const int kept_before = prompt.at("prefix_tokens"), kept_after = prompt.at("suffix_tokens");
+  CHECK(kept_before + kept_after <= 300);
+  CHECK(kept_before > 200);
+  CHECK(kept_after > 40);
+  // Without --context: as much as the model reads.
+  const Run most = dsv3({"complete", tiny_coder_file(), "-n", "40", "--json", "--file", file,
+                         "--line", "401", "--kernels", "portable"});
+  REQUIRE_MESSAGE(most.code == 0, most.err);
+  const uint64_t prompt_tokens = Json::parse(most.out).at("statistics").at("prompt_tokens");
+  CHECK(prompt_tokens <= 2048 - 40);
+  CHECK(prompt_tokens > 1800);
+  const Run all =
+      dsv3({"complete", tiny_coder_file(), "-n", "2048", "--file", file, "--line", "1"});
+  CHECK(all.code == 2);
+  CHECK(contains(all.err, "--max-tokens"));
+}
+
+TEST_CASE("chat: turns from standard input, with and without reasoning") {
+  const std::string file = chat_model_file("v31");
+  CHECK(contains(dsv3({"inspect", file}).out, "deepseek-v3.1"));
+  const Run human =
+      dsv3({"chat", file, "--system", "Be short.", "-n", "6"}, {.input = "Hello\nAnd\\\nmore\n"});
+  REQUIRE_MESSAGE(human.code == 0, human.err);
+  const Run machine = dsv3({"chat", file, "--system", "Be short.", "-n", "6", "--json"},
+                           {.input = "{\"content\":\"Hello\"}\n{\"content\":\"And\\nmore\"}\n"});
+  REQUIRE_MESSAGE(machine.code == 0, machine.err);
+  const std::vector<Json> turns = json_lines(machine.out);
+  REQUIRE(turns.size() == 2);
+  CHECK(human.out == turns[0].at("text").get<std::string>() + "\n" +
+                         turns[1].at("text").get<std::string>() + "\n");
+  // The second turn finds the first one in the cache.
+  CHECK(turns[1].at("statistics").at("cached_tokens") > 5);
+
+  const Run thinking = dsv3({"chat", file, "--thinking", "-n", "6", "--json"},
+                            {.input = "{\"content\":\"Hello\"}\n"});
+  const Json thought = Json::parse(thinking.out);
+  CHECK(thought.at("text") == "");
+  CHECK(thought.at("reasoning").get<std::string>().size() > 0);
+  const Run seen = dsv3({"chat", file, "--thinking", "-n", "6"}, {.input = "Hello\n"});
+  CHECK(contains(seen.out, "<think>\n" + thought.at("reasoning").get<std::string>()));
+}
+
+TEST_CASE("chat: a long conversation forgets its oldest turns and goes on") {
+  std::string words;
+  for (int i = 0; i < 250; ++i) words += "word" + std::to_string(i) + " ";
+  std::string input;
+  for (int i = 0; i < 4; ++i) input += Json{{"content", words}}.dump() + "\n";
+  const Run result = dsv3({"chat", chat_model_file("r1"), "-n", "2", "--json"}, {.input = input});
+  REQUIRE_MESSAGE(result.code == 0, result.err);
+  CHECK(json_lines(result.out).size() == 4);
+  CHECK(contains(result.err, "oldest turn is forgotten"));
+  const Run too_long = dsv3({"chat", chat_model_file("r1"), "--json"},
+                            {.input = Json{{"content", words + words + words}}.dump() + "\n"});
+  CHECK(too_long.code == 1);
+  CHECK(contains(too_long.out, "DSV3_E_CAPACITY"));
+}
+
+TEST_CASE("chat: a model without a template says so") {
+  const Run result = dsv3({"chat", tiny_coder_file()}, {.input = "Hello\n"});
+  CHECK(result.code == 1);
+  CHECK(contains(result.err, "chat template"));
+  const Run line = dsv3({"chat", chat_model_file("v31"), "--json"}, {.input = "Hello\n"});
+  CHECK(line.code == 1);
+  CHECK(contains(line.err, "\"content\""));
+}
+
+}  // namespace
+}  // namespace dsv3::test
