@@ -66,6 +66,8 @@ Status convert_checkpoint(const std::string& checkpoint_dir, const std::string& 
                             "%s: exists already, and overwriting it was not asked for",
                             output.c_str());
   }
+  // Renaming over a folder would fail after all the work.
+  if (file_exists(output)) DSV3_TRY(File::open(output).status());
   DSV3_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(checkpoint_dir));
   ContainerHeader header;
   DSV3_ASSIGN(header.config, read_config(checkpoint_dir, checkpoint));

@@ -281,6 +281,7 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
     return checkpoint;
   }
   if (!file_exists(index)) {
+    DSV3_TRY(list_directory(folder).status());  // no such folder, or no folder at all
     return make_error(Code::kNotFound,
                       "%s: has neither model.safetensors nor model.safetensors.index.json",
                       folder.c_str());

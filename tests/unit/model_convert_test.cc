@@ -449,6 +449,19 @@ TEST_CASE("an existing output is kept unless overwriting is asked for") {
   CHECK(refused.field() == "output");
   CHECK(read_bytes(folder.file("m.dsv3")) == "precious");
   convert_and_open(dir, folder.file("m.dsv3"));
+  std::filesystem::create_directory(folder.file("d.dsv3"));
+  ConvertOptions options;
+  options.overwrite = true;
+  const Status folder_there = convert_checkpoint(dir, folder.file("d.dsv3"), options);
+  CHECK(folder_there.message().find("d.dsv3: is a directory") != std::string::npos);
+}
+
+TEST_CASE("a checkpoint folder that is not there, or is a file, is named") {
+  for (const char* dir : {"/nonexistent-folder", "/etc/passwd"}) {
+    const Status status = convert_checkpoint(dir, "/tmp/unused.dsv3", {});
+    CHECK_FALSE(status.ok());
+    CHECK(status.message().find(std::string(dir) + ": cannot list") != std::string::npos);
+  }
 }
 
 TEST_CASE("a folder that cannot be written to is an error that names the file") {
