@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   cli::add_generate(app, state);
   cli::add_chat(app, state);
   cli::add_perplexity(app, state);
+  cli::add_bench(app, state);
   try {
     app.parse(argc, argv);
     return state.exit_code;

@@ -24,6 +24,10 @@ constexpr dsv3_context_options kContextDefaults = {.struct_size = sizeof(dsv3_co
                                                    .log = nullptr,
                                                    .log_user = nullptr};
 
+}  // namespace
+
+namespace dsv3::api {
+
 Status read_context_options(const dsv3_context_options* options, EngineOptions* out) {
   dsv3_context_options o = kContextDefaults;
   if (options != nullptr) DSV3_TRY(read_struct(options, "dsv3_context_options", &o));
@@ -42,7 +46,7 @@ Status read_context_options(const dsv3_context_options* options, EngineOptions* 
   return out->validate();
 }
 
-}  // namespace
+}  // namespace dsv3::api
 
 extern "C" {
 

@@ -58,6 +58,7 @@ namespace dsv3::api {
 // Null stays null.
 Status read_cancel(const dsv3_cancel* cancel, std::shared_ptr<CancelToken>* out);
 Status read_request_options(const dsv3_request_options* options, RequestOptions* out);
+Status read_context_options(const dsv3_context_options* options, EngineOptions* out);
 Status read_chat(const dsv3_chat* chat, std::vector<ChatMessage>* messages, ChatOptions* options);
 dsv3_request_statistics translate(const RequestStatistics& s);
 

@@ -1,0 +1,148 @@
+// dsv3 bench: how fast a model runs on this machine, beside what the machine could do.
+#include <algorithm>
+#include <fstream>
+#include <memory>
+
+#include "commands.h"
+#include "common.h"
+#include "options.h"
+
+namespace cli {
+namespace {
+
+struct Options {
+  std::string file, shape, plot;
+  ContextOptions context;
+  int32_t layers = 0, repeats = 5;
+  bool quick = false, json = false;
+};
+
+std::string line_name(const Json& line) {
+  if (line["name"] == "prefill") return format("prefill %d", line["tokens"].get<int>());
+  std::string name = format("decode, batch %d", line["batch"].get<int>());
+  const auto context = line["context"].get<int64_t>();
+  if (context > 0) name += format(", context %lld", static_cast<long long>(context));
+  return name;
+}
+
+double spread(const Json& line) {
+  const double fastest = line["fastest_seconds"], slowest = line["slowest_seconds"];
+  return (slowest - fastest) / line["seconds"].get<double>();
+}
+
+void print_human(const Json& result) {
+  const Json& machine = result["machine"];
+  const Json& model = result["model"];
+  std::string out = format(
+      "machine   %d threads, kernels %s; reads %.1f GB/s (L2 %.0f GB/s), %s multiply-adds %.0f "
+      "GFLOP/s\n",
+      machine["threads"].get<int>(), machine["kernels"].get<std::string>().c_str(),
+      machine["read_bytes_per_second"].get<double>() / 1e9,
+      machine["cache_bytes_per_second"].get<double>() / 1e9,
+      machine["dot"].get<std::string>().c_str(),
+      machine["dot_flops_per_second"].get<double>() / 1e9);
+  out += format(
+      "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.2f s\n\n",
+      model["model_type"].get<std::string>().c_str(), model["num_hidden_layers"].get<int>(),
+      human_count(model["parameters"]).c_str(), human_bytes(model["weight_bytes"]).c_str(),
+      human_bytes(model["active_bytes_per_token"]).c_str(), model["load_seconds"].get<double>());
+  out += format("%-30s %10s %9s %9s %10s %7s  %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
+                "spread", "of the limit");
+  double widest = 0;
+  for (const Json& line : result["lines"]) {
+    widest = std::max(widest, spread(line));
+    out += format("%-30s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% (%s)\n",
+                  line_name(line).c_str(), line["tokens_per_second"].get<double>(),
+                  line["seconds"].get<double>() * 1e3, line["bytes_per_second"].get<double>() / 1e9,
+                  line["flops_per_second"].get<double>() / 1e9, 100 * spread(line),
+                  line["percent_of_limit"].get<double>(), line["limit"].get<std::string>().c_str());
+  }
+  if (widest > 0.2) {
+    out += "\nThe machine was noisy: repeats of a line lie more than 20 % apart. Run it again.\n";
+  }
+  write_out(out);
+}
+
+// A bar a line, as long as its percentage of the machine's limit.
+std::string plot_of(const Json& result) {
+  const Json& lines = result["lines"];
+  const int row = 26, left = 230, width = 400;
+  const int height = 60 + row * static_cast<int>(lines.size());
+  std::string svg = format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+      "font-family=\"sans-serif\" font-size=\"13\">\n"
+      "<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n"
+      "<text x=\"10\" y=\"24\" font-size=\"15\">Percent of the machine's limit</text>\n",
+      left + width + 170, height);
+  int y = 44;
+  for (const Json& line : lines) {
+    const double percent = line["percent_of_limit"];
+    const char* colour = line["limit"] == "compute" ? "#c8793a" : "#3a7bc8";
+    svg += format("<text x=\"10\" y=\"%d\">%s</text>\n", y + 14, line_name(line).c_str());
+    svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"18\" fill=\"%s\"/>\n", left, y,
+                  std::min(percent, 100.0) * width / 100, colour);
+    svg += format("<text x=\"%.1f\" y=\"%d\">%.1f %%, %.1f tokens/s</text>\n",
+                  left + std::min(percent, 100.0) * width / 100 + 6, y + 14, percent,
+                  line["tokens_per_second"].get<double>());
+    y += row;
+  }
+  svg += format("<line x1=\"%d\" y1=\"38\" x2=\"%d\" y2=\"%d\" stroke=\"#888\"/>\n", left + width,
+                left + width, y);
+  return svg + "</svg>\n";
+}
+
+void run(const Options& o, Main& main) {
+  main.json = o.json;
+  if (o.file.empty() == o.shape.empty()) {
+    throw Misuse("give either a FILE or --shape tiny, v2-lite or v3");
+  }
+  Interrupt interrupt;
+  const dsv3_context_options context = o.context.make();
+  dsv3_benchmark_options options;
+  dsv3_benchmark_options_init(&options, sizeof options);
+  options.repeats = o.repeats;
+  options.model_path = o.file.empty() ? nullptr : o.file.c_str();
+  options.shape = o.shape.empty() ? nullptr : o.shape.c_str();
+  options.layers = o.layers;
+  options.quick = o.quick ? 1 : 0;
+  options.context = &context;
+  options.cancel = interrupt.token();
+  char* text = nullptr;
+  call([&](dsv3_error** e) { return dsv3_benchmark(&options, &text, e); });
+  const std::unique_ptr<char, Freer<dsv3_string_free>> owned(text);
+  const Json result = Json::parse(text);
+  if (!o.plot.empty()) {
+    std::ofstream file(o.plot, std::ios::binary | std::ios::trunc);
+    file << plot_of(result);
+    file.close();
+    if (!file) throw Failure(o.plot + ": cannot write the plot");
+  }
+  if (o.json) {
+    write_json(result);
+  } else {
+    print_human(result);
+  }
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Main& main) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Measure decoding and prefill beside the machine's own limits");
+  auto o = std::make_shared<Options>();
+  command->add_option("FILE", o->file, "a .dsv3 file");
+  command->add_option("--shape", o->shape, "a synthetic model instead: random weights in memory")
+      ->check(CLI::IsMember({"tiny", "v2-lite", "v3"}));
+  command->add_option("--layers", o->layers, "layers of the synthetic model; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--repeats", o->repeats, "repeats of every line; the median counts")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  command->add_flag("--quick", o->quick, "the short lines only");
+  command->add_option("--plot", o->plot, "write the percentages as an SVG picture");
+  command->add_flag("--json", o->json, "print the result as JSON");
+  o->context.add_to(*command);
+  command->callback([o, &main] { run(*o, main); });
+}
+
+}  // namespace cli

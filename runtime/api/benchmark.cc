@@ -1,0 +1,129 @@
+#include "runtime/engine/benchmark.h"
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "runtime/api/handles.h"
+#include "runtime/model/synthetic.h"
+
+using namespace dsv3;       // NOLINT: the C boundary translates between the two
+using namespace dsv3::api;  // NOLINT
+
+namespace {
+
+constexpr dsv3_benchmark_options kBenchmarkDefaults = {
+    .struct_size = sizeof(dsv3_benchmark_options),
+    .repeats = 5,
+    .model_path = nullptr,
+    .shape = nullptr,
+    .layers = 0,
+    .quick = 0,
+    .context = nullptr,
+    .progress = nullptr,
+    .progress_user = nullptr,
+    .cancel = nullptr};
+
+Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
+  if (o.model_path != nullptr) {
+    if (o.shape != nullptr) {
+      return invalid("shape", "shape is given beside model_path, expected one of the two");
+    }
+    return Model::open(o.model_path, {});
+  }
+  if (o.shape == nullptr) return invalid("shape", "neither shape nor model_path is given");
+  DSV3_ASSIGN(const ModelConfig config, synthetic_config(o.shape, o.layers));
+  return Model::synthesise(config, {});
+}
+
+nlohmann::ordered_json json_of(const BenchmarkLine& line) {
+  return {{"name", line.name},
+          {"batch", line.batch},
+          {"context", line.context},
+          {"tokens", line.tokens},
+          {"seconds", line.seconds},
+          {"fastest_seconds", line.fastest},
+          {"slowest_seconds", line.slowest},
+          {"tokens_per_second", line.tokens_per_second()},
+          {"bytes", line.bytes},
+          {"bytes_per_second", line.bytes / line.seconds},
+          {"weight_flops", line.weight_flops},
+          {"attention_flops", line.attention_flops},
+          {"flops_per_second", (line.weight_flops + line.attention_flops) / line.seconds},
+          {"limit", line.bound},
+          {"limit_seconds", line.bound_seconds},
+          {"percent_of_limit", line.percent_of_limit()}};
+}
+
+nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model,
+                               double load_seconds) {
+  nlohmann::ordered_json out;
+  out["machine"] = {{"threads", result.threads},
+                    {"kernels", result.kernels},
+                    {"read_bytes_per_second", result.limits.read_bytes_per_second},
+                    {"cache_bytes_per_second", result.limits.cache_bytes_per_second},
+                    {"dot_flops_per_second", result.limits.dot_flops_per_second},
+                    {"dot", result.limits.dot}};
+  out["model"] = {{"path", model.path()},
+                  {"model_type", model.config().model_type},
+                  {"num_hidden_layers", model.config().num_hidden_layers},
+                  {"parameters", model.parameters()},
+                  {"weight_bytes", model.weight_bytes()},
+                  {"active_bytes_per_token", model.active_bytes_per_token()},
+                  {"load_seconds", load_seconds},
+                  {"resident_anonymous_bytes", result.resident_bytes}};
+  for (const BenchmarkLine& line : result.lines) out["lines"].push_back(json_of(line));
+  return out;
+}
+
+}  // namespace
+
+extern "C" {
+
+void dsv3_benchmark_options_init(dsv3_benchmark_options* options, uint32_t struct_size) {
+  init_struct(options, struct_size, kBenchmarkDefaults);
+}
+
+dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_out(json, "json"));
+    dsv3_benchmark_options o = kBenchmarkDefaults;
+    DSV3_TRY(read_struct(options, "dsv3_benchmark_options", &o));
+    if (o.repeats < 1 || o.repeats > 100) {
+      return invalid("repeats", format("repeats is %d, expected 1 to 100", o.repeats));
+    }
+    DSV3_TRY(check_flag_value(o.quick, "quick"));
+    std::shared_ptr<CancelToken> cancel;
+    DSV3_TRY(read_cancel(o.cancel, &cancel));
+    EngineOptions context;
+    DSV3_TRY(read_context_options(o.context, &context));
+    ProgressCall progress(o.progress, o.progress_user, cancel);
+    const Progress report_progress = progress.progress();
+    BenchmarkOptions benchmark;
+    benchmark.kernels = context.kernels;
+    benchmark.threads = context.threads;
+    benchmark.repeats = o.repeats;
+    if (o.quick == 1) {
+      benchmark.batches = {1, 4};
+      benchmark.contexts = {1024};
+      benchmark.prefills = {128};
+    }
+    if (report_progress) {
+      benchmark.progress = [&](int done, int total) {
+        return report_progress(static_cast<uint64_t>(done), static_cast<uint64_t>(total));
+      };
+    }
+    const int64_t begin = monotonic_ns();
+    DSV3_ASSIGN(const std::shared_ptr<const Model> model, model_of(o));
+    const double load_seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
+    Result<BenchmarkResult> result = run_benchmark(model, benchmark);
+    DSV3_TRY(progress.result(result.status()));
+    const std::string text = json_of(*result, *model, load_seconds).dump();
+    char* copy = static_cast<char*>(std::malloc(text.size() + 1));
+    if (copy == nullptr) throw std::bad_alloc();
+    std::memcpy(copy, text.c_str(), text.size() + 1);
+    *json = copy;
+    return {};
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,55 @@
+// How fast a model runs here, measured against the machine's own limits in the same run: read
+// bandwidth bounds decoding (every active weight is read once a step), multiply-adds bound prefill.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/machine.h"
+#include "runtime/base/status.h"
+#include "runtime/model/model.h"
+
+namespace dsv3 {
+
+struct BenchmarkOptions {
+  std::string kernels;  // "": the best this machine runs
+  int32_t threads = 0;
+  int32_t repeats = 5;
+  std::vector<int32_t> batches = {1, 4, 16};          // decode, context 0
+  std::vector<int64_t> contexts = {4096, 16384};      // decode, batch 1
+  std::vector<int32_t> prefills = {128, 512, 2048};   // tokens
+  std::function<bool(int done, int total)> progress;  // false cancels
+};
+
+struct BenchmarkLine {
+  std::string name;  // "decode", "prefill"
+  int32_t batch = 1;
+  int64_t context = 0;
+  int32_t tokens = 0;  // of one repeat
+  double seconds = 0;  // median of a repeat
+  double fastest = 0, slowest = 0;
+  double bytes = 0;         // of weights and latents that a repeat must read, at the least
+  double weight_flops = 0;  // 2 * weights used * rows
+  double attention_flops = 0;
+  double bound_seconds = 0;  // what the machine's limits allow: the larger of reading and computing
+  const char* bound = "";    // "bandwidth" or "compute"
+  double tokens_per_second() const { return tokens / seconds; }
+  double percent_of_limit() const { return 100 * bound_seconds / seconds; }
+};
+
+struct BenchmarkResult {
+  std::string kernels;
+  int32_t threads = 0;
+  kernels::MachineLimits limits;
+  std::vector<BenchmarkLine> lines;
+  uint64_t resident_bytes = 0;
+};
+
+Result<BenchmarkResult> run_benchmark(std::shared_ptr<const Model> model,
+                                      const BenchmarkOptions& options);
+
+}  // namespace dsv3
