@@ -1,0 +1,542 @@
+// dsv3_kernels_bench [--kernels SET] [--threads N] [--only TEXT] [--seconds S] [--clock wall|cpu]
+//
+// Measures this machine's limits (streaming reads from memory, dot product peak) and then the
+// operations of the table on the shapes of V2-Lite, V3 and the shipped model, in the same run, and
+// prints each as a fraction of the limit that binds it. Weights of the linear and feed-forward
+// cases rotate through far more memory than the caches hold, as they do when a model decodes.
+// With --threads 1 --clock cpu times are CPU times, which other processes on the machine disturb
+// less (through caches and memory they still do).
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "runtime/base/os.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace dsv3 {
+namespace {
+
+namespace k = kernels;
+
+struct Options {
+  std::string set;
+  std::string only;
+  int threads = 0;
+  double seconds = 0.4;  // per case
+};
+
+struct Machine {
+  double read_gbs = 0;    // streaming reads, all threads
+  double dot_gflops = 0;  // BF16 dot product (float32 FMA on other sets), all threads
+};
+
+bool use_cpu_clock = false;
+
+double now() {
+  if (!use_cpu_clock) return static_cast<double>(monotonic_ns()) * 1e-9;
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+// Runs fn(thread) on all threads at once; returns the seconds it took.
+double on_all(int threads, const std::function<void(int)>& fn) {
+  std::atomic<int> ready{0};
+  std::atomic<bool> go{false};
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) {
+    others.emplace_back([&, t] {
+      ready.fetch_add(1);
+      while (!go.load()) std::this_thread::yield();
+      fn(t);
+    });
+  }
+  while (ready.load() != threads - 1) std::this_thread::yield();
+  const double start = now();
+  go.store(true);
+  fn(0);
+  for (auto& t : others) t.join();
+  return now() - start;
+}
+
+uint64_t sum_words(const uint64_t* p, size_t count) {
+  uint64_t a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
+  for (size_t i = 0; i + 8 <= count; i += 8) {
+    a += p[i];
+    b += p[i + 1];
+    c += p[i + 2];
+    d += p[i + 3];
+    e += p[i + 4];
+    f += p[i + 5];
+    g += p[i + 6];
+    h += p[i + 7];
+  }
+  return a + b + c + d + e + f + g + h;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) uint64_t sum_words_512(const uint64_t* p, size_t count) {
+  __m512i a[8];
+  for (auto& v : a) v = _mm512_setzero_si512();
+  for (size_t i = 0; i + 64 <= count; i += 64) {
+    for (size_t j = 0; j < 8; ++j) {
+      _mm_prefetch(reinterpret_cast<const char*>(p + i + 8 * j + 512), _MM_HINT_T0);
+      a[j] = _mm512_add_epi64(a[j], _mm512_loadu_si512(p + i + 8 * j));
+    }
+  }
+  __m512i s = a[0];
+  for (int j = 1; j < 8; ++j) s = _mm512_add_epi64(s, a[j]);
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(s));
+}
+
+__attribute__((target("avx512f,avx512bf16"))) float dot_peak(int64_t rounds) {
+  __m512 acc[16];
+  for (auto& v : acc) v = _mm512_setzero_ps();
+  const auto x = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) acc[j] = _mm512_dpbf16_ps(acc[j], x, x);
+  }
+  float sum = 0;
+  for (auto& v : acc) sum += _mm512_reduce_add_ps(v);
+  return sum;
+}
+
+__attribute__((target("avx2,fma"))) float fma_peak(int64_t rounds) {
+  __m256 acc[12];
+  for (auto& v : acc) v = _mm256_setzero_ps();
+  const __m256 x = _mm256_set1_ps(1.0f);
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) acc[j] = _mm256_fmadd_ps(x, x, acc[j]);
+  }
+  float sum = 0;
+  for (auto& v : acc) sum += v[0];
+  return sum;
+}
+#endif
+
+std::atomic<uint64_t> sink;
+
+Machine measure_machine(const std::string& set, int threads) {
+  Machine m;
+  const size_t words = size_t{48} << 20;  // 384 MB
+  std::vector<uint64_t> data(words, 1);
+  for (int round = 0; round < 7; ++round) {
+    const size_t part = words / static_cast<size_t>(threads);
+    const double s = on_all(threads, [&](int t) {
+      const uint64_t* p = data.data() + static_cast<size_t>(t) * part;
+#if defined(__x86_64__)
+      if (__builtin_cpu_supports("avx512f")) {
+        sink += sum_words_512(p, part);
+        return;
+      }
+#endif
+      sink += sum_words(p, part);
+    });
+    m.read_gbs = std::max(m.read_gbs, static_cast<double>(words) * 8e-9 / s);
+  }
+#if defined(__x86_64__)
+  const bool bf16 = set == "avx512bf16";
+  for (int round = 0; round < 5; ++round) {
+    const int64_t rounds = 4'000'000;
+    const double s = on_all(threads, [&](int) {
+      const float sum = bf16 ? dot_peak(rounds) : fma_peak(rounds);
+      sink += static_cast<uint64_t>(sum > 0);
+    });
+    const double flops = static_cast<double>(rounds) * (bf16 ? 16 * 16 * 4 : 12 * 8 * 2);
+    m.dot_gflops = std::max(m.dot_gflops, flops * threads * 1e-9 / s);
+  }
+#endif
+  return m;
+}
+
+// --- inputs
+
+uint64_t random_state = 88172645463325252u;
+uint64_t random_bits() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
+
+std::vector<float> random_floats(size_t n) {
+  std::vector<float> v(n);
+  for (float& f : v)
+    f = static_cast<float>(static_cast<int64_t>(random_bits() >> 40)) * 0x1p-23f - 1;
+  return v;
+}
+
+// A device's random weights: FP8 codes without NaN, or small BF16 values.
+class Weights {
+ public:
+  Weights(k::Device* device, k::DType dtype, int32_t n, int32_t inner) : device_(device) {
+    const size_t bytes = k::matrix_bytes(dtype, k::Layout::kTile16x2, n, inner);
+    data_ = device->alloc(bytes);
+    if (!data_) std::abort();
+    auto* p = reinterpret_cast<uint64_t*>(data_.get());
+    const uint64_t mask = dtype == k::DType::kF8E4M3 ? 0xb7b7b7b7b7b7b7b7u : 0xbf7fbf7fbf7fbf7fu;
+    for (size_t i = 0; i < bytes / 8; ++i) p[i] = random_bits() & mask;
+    const size_t scales = static_cast<size_t>((n + 127) / 128 * ((inner + 127) / 128));
+    scales_ = device->alloc(scales * sizeof(float));
+    for (size_t i = 0; i < scales; ++i) reinterpret_cast<float*>(scales_.get())[i] = 0.01f;
+    m.dtype = dtype;
+    m.n = n;
+    m.k = inner;
+    m.data = data_;
+    m.scales = k::Dev<const float>(reinterpret_cast<const float*>(scales_.get()));
+  }
+  ~Weights() {
+    device_->free(data_);
+    device_->free(scales_);
+  }
+  Weights(const Weights&) = delete;
+  k::Matrix m;
+  double bytes() const { return static_cast<double>(k::matrix_bytes(m.dtype, m.layout, m.n, m.k)); }
+
+ private:
+  k::Device* device_;
+  k::Dev<std::byte> data_, scales_;
+};
+
+// --- measuring
+
+class Bench {
+ public:
+  explicit Bench(const Options& options) : options_(options) {
+    k::DeviceOptions device_options;
+    device_options.kernels = options.set;
+    device_options.threads = options.threads;
+    auto made = k::make_device(device_options);
+    if (!made.ok()) {
+      std::fprintf(stderr, "%s\n", made.status().message().c_str());
+      std::exit(1);
+    }
+    device = std::move(*made);
+    machine_ = measure_machine(device->name(), device->threads());
+    std::printf("%s, %d threads: reads %.1f GB/s, dot products %.0f GFLOP/s\n", device->name(),
+                device->threads(), machine_.read_gbs, machine_.dot_gflops);
+    std::printf("%-44s %10s %8s %9s %7s %7s\n", "", "us", "GB/s", "GFLOP/s", "% read", "% dot");
+  }
+
+  bool wanted(const std::string& name) const {
+    return name.find(options_.only) != std::string::npos;
+  }
+
+  // fn(i) is one call; i counts calls, so that cases can rotate their weights.
+  void report(const std::string& name, double bytes, double flops,
+              const std::function<void(size_t)>& fn) {
+    std::vector<double> times;
+    const double end = now() + options_.seconds;
+    size_t i = 0;
+    for (fn(i++); now() < end || times.size() < 5;) {
+      const double start = now();
+      fn(i++);
+      times.push_back(now() - start);
+    }
+    std::sort(times.begin(), times.end());
+    const double s = times[times.size() / 2];
+    std::printf("%-44s %10.1f %8.1f %9.1f %6.0f%% %6.0f%%\n", name.c_str(), s * 1e6,
+                bytes * 1e-9 / s, flops * 1e-9 / s, bytes * 1e-7 / s / machine_.read_gbs,
+                flops * 1e-7 / s / machine_.dot_gflops);
+    std::fflush(stdout);
+  }
+
+  std::unique_ptr<k::Device> device;
+
+ private:
+  Options options_;
+  Machine machine_;
+};
+
+struct LinearShape {
+  const char* name;
+  int32_t n, inner;
+};
+
+void bench_linear(Bench& bench, const LinearShape& shape, k::DType dtype,
+                  const std::vector<int32_t>& row_counts, bool cached) {
+  std::string prefix = std::string("linear ") + shape.name + " " + k::dtype_name(dtype);
+  if (cached) prefix += " cached";
+  if (!bench.wanted(prefix)) return;
+  std::vector<std::unique_ptr<Weights>> weights;
+  double total = 0;
+  do {
+    weights.push_back(std::make_unique<Weights>(bench.device.get(), dtype, shape.n, shape.inner));
+    total += weights.back()->bytes();
+  } while (!cached && total < 300e6);
+  const int32_t most = *std::max_element(row_counts.begin(), row_counts.end());
+  k::Limits l;
+  l.rows = most;
+  l.hidden = l.linear_k = shape.inner;
+  l.linear_n = shape.n;
+  if (!bench.device->reserve(l).ok()) std::abort();
+  const auto x = random_floats(static_cast<size_t>(most) * static_cast<size_t>(shape.inner));
+  std::vector<float> y(static_cast<size_t>(most) * static_cast<size_t>(shape.n));
+  for (const int32_t rows : row_counts) {
+    bench.report(prefix + " x" + std::to_string(rows), weights[0]->bytes(),
+                 2.0 * rows * shape.n * shape.inner, [&](size_t i) {
+                   k::LinearArgs a;
+                   a.w = weights[i % weights.size()]->m;
+                   a.x = k::Dev<const float>(x.data());
+                   a.x_stride = shape.inner;
+                   a.y = k::Dev<float>(y.data());
+                   a.y_stride = shape.n;
+                   a.rows = rows;
+                   bench.device->linear({&a, 1});
+                 });
+  }
+}
+
+struct MoeShape {
+  const char* name;
+  int32_t hidden, width, experts, top_k, shared_width;
+};
+
+void bench_moe(Bench& bench, const MoeShape& shape, const std::vector<int32_t>& row_counts) {
+  const std::string prefix = std::string("moe_ffn ") + shape.name;
+  if (!bench.wanted(prefix)) return;
+  struct Expert {
+    Weights gate, up, down;
+    k::FfnWeights weights;
+    Expert(k::Device* d, int32_t hidden, int32_t width)
+        : gate(d, k::DType::kF8E4M3, width, hidden),
+          up(d, k::DType::kF8E4M3, width, hidden),
+          down(d, k::DType::kF8E4M3, hidden, width),
+          weights{gate.m, up.m, down.m} {}
+    double bytes() const { return gate.bytes() + up.bytes() + down.bytes(); }
+  };
+  std::vector<std::unique_ptr<Expert>> experts;
+  for (int32_t e = 0; e < shape.experts; ++e) {
+    experts.push_back(std::make_unique<Expert>(bench.device.get(), shape.hidden, shape.width));
+  }
+  Expert shared(bench.device.get(), shape.hidden, shape.shared_width);
+  const int32_t slots = shape.top_k + 1;
+  const int32_t most = *std::max_element(row_counts.begin(), row_counts.end());
+  k::Limits l;
+  l.rows = most;
+  l.hidden = l.linear_k = shape.hidden;
+  l.ffn_slots = slots;
+  l.ffn_width = std::max(shape.width, shape.shared_width);
+  l.ffn_slot_width = int64_t{shape.top_k} * shape.width + shape.shared_width;
+  l.experts = shape.experts;
+  if (!bench.device->reserve(l).ok()) std::abort();
+  const auto x = random_floats(static_cast<size_t>(most) * static_cast<size_t>(shape.hidden));
+  std::vector<float> y(x.size());
+  const std::vector<float> slot_weights(static_cast<size_t>(most * slots), 0.3f);
+  for (const int32_t rows : row_counts) {
+    // Several plans with different experts, so that one row does not keep its own in the cache.
+    struct Plan {
+      std::vector<std::vector<int32_t>> tokens, slots;
+      std::vector<k::FfnGroup> groups;
+      double bytes = 0, flops = 0;
+    };
+    std::vector<Plan> plans(8);
+    for (Plan& p : plans) {
+      p.tokens.resize(experts.size() + 1);
+      p.slots.resize(experts.size() + 1);
+      for (int32_t t = 0; t < rows; ++t) {
+        std::vector<size_t> order(experts.size());
+        for (size_t e = 0; e < order.size(); ++e) order[e] = e;
+        for (int32_t s = 0; s < slots; ++s) {
+          const auto at = static_cast<size_t>(s);
+          std::swap(order[at % order.size()], order[at + random_bits() % (order.size() - at)]);
+          const size_t e = s == shape.top_k ? experts.size() : order[at];
+          p.tokens[e].push_back(t);
+          p.slots[e].push_back(s);
+        }
+      }
+      for (size_t e = 0; e <= experts.size(); ++e) {
+        if (p.tokens[e].empty()) continue;
+        const Expert& expert = e < experts.size() ? *experts[e] : shared;
+        const auto count = static_cast<int32_t>(p.tokens[e].size());
+        p.groups.push_back({&expert.weights, p.tokens[e].data(), p.slots[e].data(), count});
+        p.bytes += expert.bytes();
+        p.flops += 2 * expert.bytes() * count;
+      }
+    }
+    bench.report(prefix + " x" + std::to_string(rows), plans[0].bytes, plans[0].flops,
+                 [&](size_t i) {
+                   k::FfnArgs a;
+                   a.rows = rows;
+                   a.hidden = shape.hidden;
+                   a.slots = slots;
+                   a.groups = plans[i % plans.size()].groups;
+                   a.slot_weights = slot_weights.data();
+                   a.x = k::Dev<const float>(x.data());
+                   a.y = k::Dev<float>(y.data());
+                   bench.device->moe_ffn(a);
+                 });
+  }
+}
+
+void bench_attention(Bench& bench, const char* name, k::MlaShape shape, int32_t rows,
+                     int64_t context) {
+  const std::string title = std::string("mla_attention ") + name + " x" + std::to_string(rows) +
+                            " after " + std::to_string(context);
+  if (!bench.wanted(title)) return;
+  k::Limits l;
+  l.rows = rows;
+  l.hidden = l.linear_k = 64;
+  l.mla = shape;
+  if (!bench.device->reserve(l).ok()) std::abort();
+  std::vector<std::unique_ptr<Weights>> weights;
+  std::vector<k::Matrix> uk, uv;
+  double weight_values = 0;
+  for (int32_t h = 0; h < shape.heads; ++h) {
+    weights.push_back(std::make_unique<Weights>(bench.device.get(), k::DType::kF8E4M3,
+                                                shape.kv_lora_rank, shape.qk_nope_head_dim));
+    uk.push_back(weights.back()->m);
+    weights.push_back(std::make_unique<Weights>(bench.device.get(), k::DType::kF8E4M3,
+                                                shape.v_head_dim, shape.kv_lora_rank));
+    uv.push_back(weights.back()->m);
+    weight_values +=
+        static_cast<double>(shape.kv_lora_rank) * (shape.qk_nope_head_dim + shape.v_head_dim);
+  }
+  const size_t page_bytes = bench.device->latent_page_bytes(shape);
+  const int64_t pages = (context + rows + 63) / 64;
+  const auto memory = bench.device->alloc(page_bytes * static_cast<size_t>(pages));
+  std::vector<k::Dev<std::byte>> table;
+  for (int64_t i = 0; i < pages; ++i) table.push_back(memory + page_bytes * static_cast<size_t>(i));
+  auto* bits = reinterpret_cast<uint16_t*>(memory.get());
+  for (size_t i = 0; i < page_bytes * static_cast<size_t>(pages) / 2; ++i) {
+    bits[i] = static_cast<uint16_t>(random_bits() & 0xbfff);
+  }
+  auto q = random_floats(static_cast<size_t>(rows * shape.heads * shape.qk_head_dim()));
+  std::vector<float> out(static_cast<size_t>(rows * shape.heads * shape.v_head_dim));
+  const k::SequenceRows seq{0, rows, context, table.data()};
+  const double keys = static_cast<double>(context) + (rows + 1) / 2.0;
+  const double flops =
+      2.0 * rows * (weight_values + shape.heads * keys * (shape.latent_dim() + shape.kv_lora_rank));
+  bench.report(title, weight_values + static_cast<double>(page_bytes) * static_cast<double>(pages),
+               flops, [&](size_t) {
+                 k::MlaAttentionArgs a;
+                 a.shape = shape;
+                 a.sequences = {&seq, 1};
+                 a.softmax_scale = 0.07f;
+                 a.q = k::Dev<const float>(q.data());
+                 a.w_uk = uk;
+                 a.w_uv = uv;
+                 a.out = k::Dev<float>(out.data());
+                 bench.device->mla_attention(a);
+               });
+  bench.device->free(memory);
+}
+
+void bench_small(Bench& bench) {
+  const int32_t hidden = 2048;
+  k::Limits l;
+  l.rows = 1;
+  l.hidden = l.linear_k = hidden;
+  l.experts = 64;
+  l.linear_n = 102400;
+  if (!bench.device->reserve(l).ok()) std::abort();
+  const auto x = random_floats(102400);
+  std::vector<float> y(102400);
+  if (bench.wanted("rms_norm")) {
+    bench.report("rms_norm 2048", hidden * 4.0, 0, [&](size_t) {
+      bench.device->rms_norm(k::Dev<const float>(x.data()), hidden, k::Dev<const float>(x.data()),
+                             1e-6f, 1, hidden, k::Dev<float>(y.data()), hidden);
+    });
+  }
+  if (bench.wanted("route")) {
+    Weights gate(bench.device.get(), k::DType::kBF16, 64, hidden);
+    int32_t ids[6];
+    float expert_weights[6];
+    bench.report("route 64 experts of 2048", gate.bytes(), 0, [&](size_t) {
+      k::RouteArgs a;
+      a.gate = gate.m;
+      a.scoring = k::Scoring::kSoftmax;
+      a.top_k = 6;
+      a.x = k::Dev<const float>(x.data());
+      a.rows = 1;
+      a.expert_ids = ids;
+      a.expert_weights = expert_weights;
+      bench.device->route(a);
+    });
+  }
+  if (bench.wanted("reduce_logits")) {
+    k::RowStats stats;
+    bench.report("reduce_logits 102400", 102400 * 4.0, 0, [&](size_t) {
+      bench.device->reduce_logits(k::Dev<const float>(x.data()), 102400, 1, 102400, &stats);
+    });
+  }
+}
+
+void bench_all(Bench& bench) {
+  const std::vector<int32_t> rows = {1, 2, 4, 8, 16, 64, 128, 512};
+  const auto f8 = k::DType::kF8E4M3;
+  const auto bf16 = k::DType::kBF16;
+  bench_linear(bench, {"v2-lite o", 2048, 2048}, f8, rows, false);
+  bench_linear(bench, {"v2-lite o", 2048, 2048}, bf16, rows, false);
+  bench_linear(bench, {"v3 o", 7168, 16384}, f8, rows, false);
+  bench_linear(bench, {"v3 q_b", 24576, 1536}, f8, {1, 4, 512}, false);
+  bench_linear(bench, {"v2-lite head", 102400, 2048}, bf16, {1, 4}, false);
+  bench_linear(bench, {"in L2", 512, 1024}, f8, rows, true);
+  bench_linear(bench, {"tiny q_b", 384, 128}, f8, {1, 4, 64}, true);
+  bench_linear(bench, {"tiny o", 256, 256}, f8, {1, 4, 64}, true);
+  bench_linear(bench, {"tiny head", 4096, 256}, bf16, {1, 4}, true);
+  bench_moe(bench, {"v2-lite", 2048, 1408, 64, 6, 2816}, {1, 4, 16, 128, 512});
+  bench_moe(bench, {"v3, 24 experts", 7168, 2048, 24, 8, 2048}, {1, 4, 64});
+  bench_moe(bench, {"tiny", 256, 128, 16, 4, 128}, {1, 4, 16, 64});
+  const k::MlaShape lite{16, 512, 128, 64, 128};
+  const k::MlaShape v3{128, 512, 128, 64, 128};
+  const k::MlaShape tiny{4, 128, 64, 32, 64};
+  for (const int64_t context : {128, 4096, 16384}) {
+    bench_attention(bench, "v2-lite", lite, 1, context);
+    bench_attention(bench, "v2-lite", lite, 4, context);
+  }
+  bench_attention(bench, "v3", v3, 1, 4096);
+  bench_attention(bench, "v2-lite", lite, 512, 0);
+  bench_attention(bench, "v2-lite", lite, 512, 2048);
+  bench_attention(bench, "v3", v3, 128, 1024);
+  bench_attention(bench, "tiny", tiny, 1, 100);
+  bench_attention(bench, "tiny", tiny, 1, 1500);
+  bench_attention(bench, "tiny", tiny, 256, 0);
+  bench_small(bench);
+}
+
+int run(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i];
+    const std::string value = argv[i + 1];
+    if (name == "--kernels") {
+      options.set = value;
+    } else if (name == "--threads") {
+      options.threads = std::atoi(value.c_str());
+    } else if (name == "--only") {
+      options.only = value;
+    } else if (name == "--seconds") {
+      options.seconds = std::atof(value.c_str());
+    } else if (name == "--clock") {
+      use_cpu_clock = value == "cpu";
+    } else {
+      std::fprintf(stderr, "unknown option %s\n", name.c_str());
+      return 2;
+    }
+  }
+  Bench bench(options);
+  bench_all(bench);
+  return 0;
+}
+
+}  // namespace
+}  // namespace dsv3
+
+int main(int argc, char** argv) { return dsv3::run(argc, argv); }
