@@ -98,11 +98,11 @@ Status Model::Impl::read_data(const Progress& progress) {
 }
 
 Status Model::Impl::open_tokenizer() {
-  if (header.chat_template > static_cast<uint8_t>(ChatTemplate::kV31)) {
+  if (header.chat_template > static_cast<uint8_t>(kLastChatTemplate)) {
     return make_field_error(Code::kUnsupported, "chat_template",
                             "%s: has chat template number %d, this build knows 0 to %d",
                             file->path().c_str(), header.chat_template,
-                            static_cast<int>(ChatTemplate::kV31));
+                            static_cast<int>(kLastChatTemplate));
   }
   if (!header.has_tokenizer) return {};
   DSV3_ASSIGN(Tokenizer opened, Tokenizer::open(header.tokenizer, file->path()));

@@ -23,10 +23,11 @@ enum class ChatTemplate : uint8_t {
   // What later uploads of the same checkpoints carry.
   kV31NoOpen = 5,       // answers without reasoning begin with </think> alone
   kV3Tools = 6,         // content beside tool calls, every list of calls closed
-  kR1Tools = 7,         // the same, and system messages joined
-  kR1ToolsNoThink = 8,  // the same, and the model opens <think> itself (0528)
-  kR1NoThink = 9,       // R1's, and the model opens <think> itself
+  kR1Tools = 7,         // R1's with that, and system messages joined
+  kR1ToolsNoThink = 8,  // 7 without <think> in the prompt: the model opens it itself (0528)
+  kR1NoThink = 9,       // 3 without <think> in the prompt
 };
+inline constexpr ChatTemplate kLastChatTemplate = ChatTemplate::kR1NoThink;
 const char* chat_template_name(ChatTemplate t);  // "none", "deepseek-v2", ...
 
 // Which template a checkpoint carries: recognised by what its chat_template (tokenizer_config.json
