@@ -46,15 +46,22 @@ class Source {
     }
   }
   const RawTensor& tensor(const std::string& name) const { return tensors_.at(name); }
-  // W[i][j], dequantised in float32 as the published code does.
-  double at(const std::string& name, int64_t i, int64_t j) const {
-    const RawTensor& t = tensors_.at(name);
-    const int64_t k = t.shape.size() == 2 ? t.shape[1] : 1;
-    const double v = raw_at(t, i * k + j);
+  // A matrix that gives W[i][j], dequantised in float32 as the published code does.
+  struct Matrix {
+    const RawTensor* weight;
+    const RawTensor* scales;
+    int64_t rows, columns;
+    double at(int64_t i, int64_t j) const {
+      const double v = raw_at(*weight, i * weight->shape[1] + j);
+      if (scales == nullptr) return v;
+      const double s = raw_at(*scales, i / rows * scales->shape[1] + j / columns);
+      return static_cast<double>(static_cast<float>(v) * static_cast<float>(s));
+    }
+  };
+  Matrix matrix(const std::string& name) const {
     const auto scales = tensors_.find(name + "_scale_inv");
-    if (scales == tensors_.end()) return v;
-    const double s = raw_at(scales->second, i / rows_ * scales->second.shape[1] + j / columns_);
-    return static_cast<double>(static_cast<float>(v) * static_cast<float>(s));
+    return {&tensors_.at(name), scales == tensors_.end() ? nullptr : &scales->second, rows_,
+            columns_};
   }
 
  private:
@@ -187,11 +194,12 @@ class Comparison {
   void each(const MatrixView& m, const std::string& name, Where where, bool rounded) {
     CHECK(reinterpret_cast<uintptr_t>(m.data) % kernels::kWeightAlign == 0);
     CHECK(m.scale_k % 2 == 0);
+    const Source::Matrix source = s_.matrix(name);
     int64_t wrong = 0;
     for (int64_t i = 0; i < m.n; ++i) {
       for (int64_t j = 0; j < m.k; ++j) {
         const auto [row, column] = where(i, j);
-        const double expected = s_.at(name, row, column), found = view_at(m, i, j);
+        const double expected = source.at(row, column), found = view_at(m, i, j);
         double bound = 0;
         if (rounded) {  // half a step: 2^-4 of the value, or of the smallest step
           const int64_t columns = (m.k + m.scale_k - 1) / m.scale_k;

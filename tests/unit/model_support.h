@@ -9,6 +9,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/model/weights.h"
@@ -78,7 +79,7 @@ inline double e4m3_value(uint8_t v) {
   const double magnitude = e == 0 ? std::ldexp(m, -9) : std::ldexp(8 + m, e - 10);
   return (v & 0x80) != 0 ? -magnitude : magnitude;
 }
-inline double raw_value(const std::string& dtype, const char* p) {
+inline double raw_value(std::string_view dtype, const char* p) {
   const auto u8 = static_cast<uint8_t>(*p);
   if (dtype == "F8_E4M3") return e4m3_value(u8);
   if (dtype == "F8_E8M0") return std::ldexp(1.0, u8 - 127);
@@ -99,7 +100,7 @@ inline double raw_value(const std::string& dtype, const char* p) {
   const double magnitude = e == 0 ? std::ldexp(m, -24) : std::ldexp(1024 + m, e - 25);
   return (v & 0x8000) != 0 ? -magnitude : magnitude;
 }
-inline size_t raw_bytes(const std::string& dtype) {
+inline size_t raw_bytes(std::string_view dtype) {
   return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 1;
 }
 inline double raw_at(const RawTensor& t, int64_t index) {
@@ -109,7 +110,7 @@ inline double raw_at(const RawTensor& t, int64_t index) {
 // Element [i, j] of a matrix as the .dsv3 file holds it, by the layout's definition.
 inline double view_at(const MatrixView& m, int64_t i, int64_t j) {
   static const char* const kNames[] = {"F32", "BF16", "F16", "F8_E4M3"};
-  const char* dtype = kNames[static_cast<int>(m.dtype)];
+  const std::string_view dtype = kNames[static_cast<int>(m.dtype)];
   int64_t index = i * m.k + j;
   if (m.layout == kernels::Layout::kTile16x2) {
     index = (((i / 16) * ((m.k + 1) / 2) + j / 2) * 16 + i % 16) * 2 + j % 2;
