@@ -31,7 +31,6 @@ int main(int argc, char** argv) {
   cli::Main state;
   CLI::App app("Models of the DeepSeek-V3 family on this machine", "dsv3");
   app.set_version_flag("--version", std::string("dsv3 ") + dsv3_version_string());
-  app.require_subcommand(1);
   app.failure_message(CLI::FailureMessage::simple);
   app.footer("Exit codes: 0 done, 1 failed, 2 used wrongly. `dsv3 COMMAND --help` has the rest.");
   cli::add_convert(app, state);
@@ -46,6 +45,9 @@ int main(int argc, char** argv) {
   cli::add_bench(app, state);
   try {
     app.parse(argc, argv);
+    // Not require_subcommand(): that would hide what is wrong with a command that is misspelt.
+    if (app.get_subcommands().empty())
+      throw cli::Misuse("a subcommand is required, see dsv3 --help");
     return state.exit_code;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? cli::kExitDone : cli::kExitMisused;

@@ -100,7 +100,7 @@ TEST_CASE("convert: what it says, what it refuses") {
   CHECK(first.err.empty());  // no progress bar where there is no terminal
 
   const Run again = dsv3({"convert", checkpoint, out});
-  CHECK(again.code == 1);
+  CHECK(again.code == 2);  // --overwrite was forgotten
   CHECK(contains(again.err, out));
   CHECK(contains(again.err, "exist"));
   const Run fp8 = dsv3({"convert", checkpoint, out, "--overwrite", "--weights", "fp8"});

@@ -109,12 +109,8 @@ std::string chat_model_file(const std::string& name) {
   const std::string folder = scratch_file(name);
   std::filesystem::copy(source_path("examples/models/tiny-coder"), folder);
   // The pieces by which the published templates are recognised; they are never run.
-  std::string jinja = "<｜User｜><｜Assistant｜><think><｜end▁of▁sentence｜>";
-  if (name == "v31") {
-    jinja += "thinking </think> <think></think>";
-  } else if (name == "r1") {
-    jinja += "is_first_sp split('</think>')";
-  }
+  std::string jinja = "<｜User｜><｜Assistant｜><｜end▁of▁sentence｜>";
+  jinja += name == "v31" ? "thinking </think> <think></think>" : "is_first_sp";
   write_bytes(folder + "/chat_template.jinja", jinja);
   return convert(folder, name);
 }

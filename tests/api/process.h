@@ -13,10 +13,10 @@ struct Run {
 };
 
 struct RunOptions {
-  std::string input;                     // on standard input
-  bool interrupt_on_output = false;      // SIGINT once something came on standard output
-  std::string output_path;               // standard output goes there instead (out stays empty)
-  std::vector<std::string> environment;  // "NAME=value", beside this process's own
+  std::string input = {};            // on standard input
+  bool interrupt_on_output = false;  // SIGINT once something came on standard output
+  std::string output_path = {};      // standard output goes there instead (out stays empty)
+  std::vector<std::string> environment = {};  // "NAME=value", beside this process's own
 };
 
 // argv[0] is searched in PATH. Throws std::runtime_error when it cannot be started.
@@ -27,7 +27,7 @@ Run dsv3(std::vector<std::string> arguments, const RunOptions& options = {});
 
 // tiny-coder as a .dsv3 file, converted by the tool on first use.
 const std::string& tiny_coder_file();
-// tiny-coder with one of the family's chat templates ("r1", "v31"), converted on first use.
+// tiny-coder with one of the family's chat templates ("v3", "v31"), converted on first use.
 std::string chat_model_file(const std::string& name);
 // A folder that lives as long as the program.
 std::string scratch_file(const std::string& name);
