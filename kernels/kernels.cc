@@ -5,6 +5,10 @@
 #include "runtime/base/checked.h"
 #include "runtime/base/os.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace dsv3::kernels {
 
 const char* dtype_name(DType t) {
@@ -31,6 +35,14 @@ size_t matrix_bytes(DType dtype, Layout layout, int64_t n, int64_t k) {
 
 namespace {
 
+#if defined(__x86_64__)
+// Clang 14's __builtin_cpu_supports does not know this one.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // The CPU sets that this machine can run, best first.
 std::vector<const Micro*> runnable() {
   std::vector<const Micro*> sets;
@@ -42,8 +54,7 @@ std::vector<const Micro*> runnable() {
       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) {
     sets.push_back(micro_avx512bf16());
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     sets.push_back(micro_avx2());
   }
 #endif
