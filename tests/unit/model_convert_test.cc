@@ -314,11 +314,12 @@ TEST_CASE("tied embedding: one matrix, tiled, with or without a copy of the head
 }
 
 TEST_CASE("heads of kv_b_proj off the block grid") {
-  // nope + v = 24 against blocks of 16: new blocks of 8. 8 + 10 = 18: of 2, which W_UK does not
-  // take (stored dequantised). Odd dimensions, padded.
+  // nope + v = 24 against blocks of 16: new blocks of 8. 8 + 24: W_UV begins inside a block. 8 + 10
+  // = 18: of 2, which W_UK does not take (stored dequantised). Odd dimensions, padded.
   for (const auto& [nope, v, uk] :
-       {std::tuple(8, 16, kernels::DType::kF8E4M3), std::tuple(8, 10, kernels::DType::kF32),
-        std::tuple(9, 7, kernels::DType::kF8E4M3), std::tuple(9, 8, kernels::DType::kF32)}) {
+       {std::tuple(8, 16, kernels::DType::kF8E4M3), std::tuple(8, 24, kernels::DType::kF8E4M3),
+        std::tuple(8, 10, kernels::DType::kF32), std::tuple(9, 7, kernels::DType::kF8E4M3),
+        std::tuple(9, 8, kernels::DType::kF32)}) {
     OrderedJson config = mini_config();
     config["qk_nope_head_dim"] = nope;
     config["v_head_dim"] = v;
