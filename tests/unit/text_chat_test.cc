@@ -112,6 +112,17 @@ TEST_CASE("later uploads' templates") {
             eos + "<｜tool▁output▁begin｜>1<｜tool▁output▁end｜>");
 }
 
+TEST_CASE("of several ends of thought, R1 takes the last and V3.1 the first") {
+  const std::vector<ChatMessage> talk = {message("user", "q"),
+                                         message("assistant", "a</think>b</think>c")};
+  const ChatOptions options{.add_generation_prompt = false};
+  const std::string end = "<｜end▁of▁sentence｜>";
+  CHECK(render(ChatTemplate::kR1, talk, options).ends_with("<｜Assistant｜>c" + end));
+  CHECK(render(ChatTemplate::kV31, talk, options).ends_with("</think>b</think>c" + end));
+  CHECK(render(ChatTemplate::kV3, talk, options)
+            .ends_with("<｜Assistant｜>a</think>b</think>c" + end));
+}
+
 TEST_CASE("what a user writes is never control text") {
   const TestTokenizer t(chat_tokenizer(), kConfig);
   const std::vector<ChatMessage> messages = {

@@ -93,6 +93,16 @@ TEST_CASE("empty matches") {
   CHECK(isolated("(?=b)", "abab") == Words{"a", "ba", "b"});
 }
 
+TEST_CASE("a search goes on between characters") {
+  // The stretches that a long text is searched in end at any byte.
+  for (size_t shift = 0; shift < 3; ++shift) {
+    std::string text(shift, 'x');
+    for (int i = 0; i < 3000; ++i) text += "中";
+    const Words words = isolated("(?!中|x).", text + "é");
+    CHECK(words == Words{text, "é"});
+  }
+}
+
 TEST_CASE("parts of a pipeline see only what the one before left together") {
   const Pipeline two{{{SplitBehavior::kIsolated, false, false, "\\p{N}"},
                       {SplitBehavior::kIsolated, false, false, "^a|a$"}}};
