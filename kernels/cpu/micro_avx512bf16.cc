@@ -457,6 +457,48 @@ void panel(const PanelArgs& a) {
   }
 }
 
+// 16 keys of 16 dims: eight vectors of eight key pairs (four values each) are transposed to eight
+// vectors of eight dim pairs.
+inline void transpose_values(const uint8_t* page, int32_t pairs, __mmask16 keys, uint8_t* out) {
+  const __m512i swap = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100);
+  __m512i v[8];
+  __m512i u[8];
+  for (int i = 0; i < 8; ++i) {
+    v[i] = i < pairs ? _mm512_maskz_loadu_epi32(keys, page + i * kPageKeys * 4)
+                     : _mm512_setzero_si512();
+    v[i] = _mm512_shuffle_epi8(v[i], swap);  // the middle two of four values trade places
+  }
+  for (int i = 0; i < 8; i += 2) {  // lanes of two groups: rows (0, 1) of even and of odd columns
+    u[i] = _mm512_unpacklo_epi64(v[i], v[i + 1]);
+    u[i + 1] = _mm512_unpackhi_epi64(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {  // u[i + 2j]: rows (2j, 2j+1), column 2 lane + i
+    const __m512i a = _mm512_shuffle_i64x2(u[i], u[i + 2], 0x88);  // lanes 0, 2 of both
+    const __m512i b = _mm512_shuffle_i64x2(u[i], u[i + 2], 0xdd);  // lanes 1, 3
+    const __m512i c = _mm512_shuffle_i64x2(u[i + 4], u[i + 6], 0x88);
+    const __m512i d = _mm512_shuffle_i64x2(u[i + 4], u[i + 6], 0xdd);
+    v[i] = _mm512_shuffle_i64x2(a, c, 0x88);      // column i
+    v[i + 4] = _mm512_shuffle_i64x2(a, c, 0xdd);  // column 4 + i
+    v[i + 2] = _mm512_shuffle_i64x2(b, d, 0x88);  // column 2 + i
+    v[i + 6] = _mm512_shuffle_i64x2(b, d, 0xdd);  // column 6 + i
+  }
+  for (int i = 0; i < 8; ++i) _mm512_storeu_si512(out + i * 256, v[i]);
+}
+
+void values(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
+            int32_t pairs_total, uint8_t* out) {
+  for (int32_t d = 0; d < dims; d += 16) {
+    const int32_t pairs = (dims - d + 1) / 2;
+    uint8_t* columns = out + (int64_t{d / 64} * pairs_total + pair_begin) * 256 + d % 64 * 4;
+    for (int32_t key = 0; key < kPageKeys; key += 16) {
+      const int32_t have = keys - key < 0 ? 0 : keys - key > 16 ? 16 : keys - key;
+      const auto mask = static_cast<__mmask16>((1u << have) - 1);
+      transpose_values(page + (int64_t{d / 2} * kPageKeys + key) * 4, pairs, mask,
+                       columns + int64_t{key / 2} * 256);
+    }
+  }
+}
+
 void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
   if (type == Activation::kF32) {
     simd::pack_f32<Avx512>(x, k, padded, static_cast<float*>(out));
@@ -483,7 +525,7 @@ constexpr Micro kMicro = {
     gemm,
     simd::gemm<Avx512>,
     panel,
-    simd::values<Avx512>,
+    values,
     simd::softmax<Avx512>,
     simd::merge<Avx512>,
     simd::rms_norm<Avx512>,

@@ -252,14 +252,18 @@ template <class S>
 void values(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
             int32_t pairs_total, uint8_t* out) {
   constexpr uint64_t kOuter = 0xffff00000000ffffu;
-  for (int32_t key = 0; key < kPageKeys; key += 2) {
-    const uint64_t mask = key + 1 < keys ? ~uint64_t{0} : key < keys ? 0x0000ffff0000ffffu : 0;
-    uint8_t* row = out + int64_t{pair_begin + key / 2} * 256;
-    for (int32_t d = 0; d < dims; d += 2) {
-      uint64_t v;
-      __builtin_memcpy(&v, page + (int64_t{d / 2} * kPageKeys + key) * 4, 8);
-      v = ((v & kOuter) | ((v >> 16) & 0xffff0000u) | ((v << 16) & 0x0000ffff00000000u)) & mask;
-      __builtin_memcpy(row + int64_t{d / 64} * pairs_total * 256 + d % 64 * 4, &v, 8);
+  for (int32_t group = 0; group < dims; group += 16) {  // the rows it fills stay in L1
+    const int32_t end = group + 16 < dims ? group + 16 : dims;
+    uint8_t* columns =
+        out + (int64_t{group / 64} * pairs_total + pair_begin) * 256 + group % 64 * 4;
+    for (int32_t d = group; d < end; d += 2) {
+      for (int32_t key = 0; key < kPageKeys; key += 2) {
+        const uint64_t mask = key + 1 < keys ? ~uint64_t{0} : key < keys ? 0x0000ffff0000ffffu : 0;
+        uint64_t v;
+        __builtin_memcpy(&v, page + (int64_t{d / 2} * kPageKeys + key) * 4, 8);
+        v = ((v & kOuter) | ((v >> 16) & 0xffff0000u) | ((v << 16) & 0x0000ffff00000000u)) & mask;
+        __builtin_memcpy(columns + int64_t{key / 2} * 256 + (d - group) * 4, &v, 8);
+      }
     }
   }
 }
