@@ -38,7 +38,7 @@ void measure(const dsv3::Tokenizer& tokenizer, const char* name,
 
 int main(int argc, char** argv) {
   using dsv3::test::source_path;
-  const std::string dir = argc > 1 ? argv[1] : source_path("models/tiny-coder");
+  const std::string dir = argc > 1 ? argv[1] : source_path("examples/models/tiny-coder");
   std::vector<std::string> files;
   for (int i = 2; i < argc; ++i) files.push_back(argv[i]);
   if (files.empty()) {

@@ -68,7 +68,7 @@ void check_lines(const Tokenizer& t, const std::string& golden, size_t expected_
 }  // namespace
 
 TEST_CASE("tiny-coder's tokenizer") {
-  const Opened opened(test::source_path("models/tiny-coder"));
+  const Opened opened(test::source_path("examples/models/tiny-coder"));
   check_lines(*opened.tokenizer, "tiny-coder.jsonl", 300);
   CHECK(opened.tokenizer->vocab_size() == 4096);
   CHECK(opened.tokenizer->bos_id() == 0);
