@@ -192,13 +192,14 @@ Status Engine::check_tokens(std::span<const int32_t> tokens, int64_t length) con
 }
 
 Status Engine::check_fits(int64_t tokens) const {
-  if (ceil_div(tokens, kPageTokens) <= pool_->capacity()) return {};
+  const int64_t pages = pool_->capacity();
+  const int64_t room = pages * kPageTokens;
+  if (tokens <= room) return {};
   return make_field_error(Code::kCapacity, "cache_bytes",
                           "%lld tokens do not fit into the whole cache of %lld tokens "
                           "(%lld pages): make the context with a greater cache_bytes",
-                          static_cast<long long>(tokens),
-                          static_cast<long long>(pool_->capacity() * kPageTokens),
-                          static_cast<long long>(pool_->capacity()));
+                          static_cast<long long>(tokens), static_cast<long long>(room),
+                          static_cast<long long>(pages));
 }
 
 Status Engine::lock_idle(const Session& session, std::unique_lock<std::mutex>* lock) {

@@ -257,6 +257,7 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
     idle_.notify_all();
   }
   task->finished(&finish);
+  task.reset();  // maybe the last reference, and with it the session's: not under the mutex
 }
 
 }  // namespace dsv3

@@ -66,7 +66,7 @@ uint64_t elapsed(int64_t from, int64_t to) {
 
 }  // namespace
 
-Request::Request(std::shared_ptr<Session> s, RequestOptions options, int64_t start_ns,
+Request::Request(const std::shared_ptr<Session>& s, RequestOptions options, int64_t start_ns,
                  int64_t deadline_ns)
     : Task(s, options.priority, options.cancel, deadline_ns),
       options_(std::move(options)),
@@ -92,13 +92,13 @@ Request::Request(std::shared_ptr<Session> s, RequestOptions options, int64_t sta
   segments_.reserve(4);
 }
 
-Result<std::shared_ptr<Request>> Request::start(std::shared_ptr<Session> session,
+Result<std::shared_ptr<Request>> Request::start(const std::shared_ptr<Session>& session,
                                                 RequestOptions options, int64_t deadline_ns) {
   const std::shared_ptr<Engine> engine = session->engine();
   DSV3_TRY(options.validate(engine->model()));
   const int64_t now = monotonic_ns();
   const int64_t deadline = deadline_ns > 0 ? deadline_ns : deadline_after(options.deadline_ms, now);
-  auto request = std::make_shared<Request>(std::move(session), std::move(options), now, deadline);
+  auto request = std::make_shared<Request>(session, std::move(options), now, deadline);
   const auto prepare = [&](Session::State& s) -> Status {
     const auto length = static_cast<int64_t>(s.tokens.size());
     if (length == 0) {

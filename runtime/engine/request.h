@@ -50,7 +50,7 @@ int64_t deadline_after(uint64_t ms, int64_t start_ns);
 class Request final : public Task {
  public:
   // Starts generating after the session's sequence. `deadline_ns` (monotonic; 0: from deadline_ms).
-  static Result<std::shared_ptr<Request>> start(std::shared_ptr<Session> session,
+  static Result<std::shared_ptr<Request>> start(const std::shared_ptr<Session>& session,
                                                 RequestOptions options, int64_t deadline_ns = 0);
 
   // --- The consumer's side.
@@ -71,7 +71,7 @@ class Request final : public Task {
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;
 
-  Request(std::shared_ptr<Session> session, RequestOptions options, int64_t start_ns,
+  Request(const std::shared_ptr<Session>& session, RequestOptions options, int64_t start_ns,
           int64_t deadline_ns);
 
  private:
