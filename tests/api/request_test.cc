@@ -490,3 +490,90 @@ TEST_CASE("statistics add up") {
   CHECK(s.prefill_ns > 0);
   CHECK(s.decode_ns > 0);
 }
+
+TEST_CASE("a mapped file that changes ends requests; a copied one may go") {
+  const std::string path = scratch_folder().file("changing.dsv3");
+  write_bytes(path, read_bytes(tiny_coder()));
+  dsv3_model_options model_options;
+  dsv3_model_options_init(&model_options, sizeof model_options);
+  for (const int32_t residency : {DSV3_RESIDENCY_COPY, DSV3_RESIDENCY_MAP}) {
+    model_options.residency = residency;
+    dsv3_model* raw = nullptr;
+    Error error;
+    REQUIRE(dsv3_model_open(path.c_str(), &model_options, &raw, error.out()) == DSV3_OK);
+    const ModelHandle model(raw);
+    const ContextHandle context = make_context(model.get());
+    const SessionHandle session = session_with(30, context.get());
+    dsv3_request_options options = request_options();
+    options.max_tokens = 4;
+    options.ignore_eos = 1;
+    CHECK(generate(session.get(), options).tokens.size() == 4);
+    // The same size and contents: only the times tell.
+    write_bytes(path, read_bytes(tiny_coder()));
+    const Outcome outcome = generate(session.get(), options);
+    if (residency == DSV3_RESIDENCY_COPY) {
+      CHECK(outcome.tokens.size() == 4);
+      continue;
+    }
+    CHECK(outcome.reason == DSV3_FINISH_ERROR);
+    CHECK(outcome.status == DSV3_E_FILE_CHANGED);
+    CHECK(outcome.error_message.find("changing.dsv3") != std::string::npos);
+    CHECK(dsv3_session_length(session.get()) == 34);
+  }
+}
+
+TEST_CASE("a model without a tokenizer generates ids, and refuses text by name") {
+  const std::string path = scratch_folder().file("micro.dsv3");
+  Error error;
+  REQUIRE(dsv3_convert(source_path("tests/data/models/v3-micro").c_str(), path.c_str(), nullptr,
+                       error.out()) == DSV3_OK);
+  const ModelHandle model = open_model(path);
+  const ContextHandle context = make_context(model.get());
+  const SessionHandle session = make_session(context.get());
+  append(session.get(), {1, 2, 3, 4, 5});
+  dsv3_request_options options = request_options();
+  options.max_tokens = 5;
+  options.ignore_eos = 1;
+  const Outcome outcome = generate(session.get(), options);
+  CHECK(outcome.tokens.size() == 5);
+  CHECK(outcome.text.empty());
+  CHECK(dsv3_session_append_text(session.get(), "a", 1, 0, nullptr, nullptr, error.out()) ==
+        DSV3_E_UNSUPPORTED);
+  CHECK(error.message().find("micro.dsv3") != std::string::npos);
+  const char* const stops[] = {"x"};
+  options.stop_strings = stops;
+  options.stop_string_count = 1;
+  dsv3_request* request = nullptr;
+  CHECK(dsv3_request_start(session.get(), &options, &request, error.out()) == DSV3_E_UNSUPPORTED);
+  CHECK(error.field() == "stop_strings");
+}
+
+TEST_CASE("reasoning is reported apart") {
+  const SessionHandle session = session_with(30);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 12;
+  options.ignore_eos = 1;
+  const Outcome answer = generate(fork_session(session.get()).get(), options);
+  options.reasoning = 1;
+  const Outcome reasoning = generate(session.get(), options);
+  CHECK(answer.reasoning.empty());
+  CHECK(reasoning.text.empty());
+  CHECK(reasoning.reasoning == answer.text);
+  CHECK(reasoning.tokens == answer.tokens);
+}
+
+TEST_CASE("logs go to the context's sink") {
+  std::vector<std::string> lines;
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.threads = 1;
+  options.log_user = &lines;
+  options.log = [](void* user, int32_t level, const char* message) {
+    if (level == DSV3_LOG_INFO) static_cast<std::vector<std::string>*>(user)->emplace_back(message);
+  };
+  dsv3_context* context = nullptr;
+  REQUIRE(dsv3_context_create(shared().model.get(), &options, &context, nullptr) == DSV3_OK);
+  dsv3_context_free(context);
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].find("kernels") != std::string::npos);
+}
