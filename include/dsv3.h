@@ -428,7 +428,7 @@ typedef struct dsv3_request_options {
   uint32_t logit_bias_stride;
   /* NUL-terminated, at most 64 of at most 1,024 bytes; never part of the text that is reported. */
   const char *const *stop_strings;
-  const int32_t *stop_tokens;      /* beside the model's end-of-sentence tokens */
+  const int32_t *stop_tokens; /* beside the model's end-of-sentence tokens */
   uint32_t stop_string_count;
   uint32_t stop_token_count;
   int32_t ignore_eos; /* 1: the model's end-of-sentence tokens do not end the generation */
