@@ -188,8 +188,10 @@ void AttentionJob::split(const Block& b, AttentionScratch& s, int64_t begin, int
       p.out_stride = kKeyBlock;
       p.keep = nullptr;
       micro.panel(p);
-      micro.values(p.w, args->shape.kv_lora_rank,
-                   static_cast<int32_t>(std::min<int64_t>(kPageKeys, b.keys() - page_key)),
+      const auto in_page = [&](int64_t k) {
+        return static_cast<int32_t>(std::clamp<int64_t>(k - page_key, 0, kPageKeys));
+      };
+      micro.values(p.w, args->shape.kv_lora_rank, in_page(args->first_key), in_page(b.keys()),
                    static_cast<int32_t>(i) * kPageKeys / 2, kKeyBlock / 2,
                    reinterpret_cast<uint8_t*>(s.values));
     }

@@ -81,8 +81,9 @@ struct Micro {
   void (*gemm_f32)(const GemmArgs& args);
   void (*panel)(const PanelArgs& args);
   // Rearranges dims [0, dims) of a page's keys for panel: out[ceil(dims/64)][pairs_total][64][2],
-  // the page's 32 key pairs at [pair_begin, pair_begin + 32). Keys not below `keys` become zero.
-  void (*values)(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
+  // the page's 32 key pairs at [pair_begin, pair_begin + 32). Keys outside [begin, end) become
+  // zero.
+  void (*values)(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
                  int32_t pairs_total, uint8_t* out);
   // One row's scores of one key block: p[i] = exp(scale * s[i] - max) for i in [begin, end), 0 for
   // the others of kKeyBlock, in the native type. Updates the running *max and *sum; returns what

@@ -485,16 +485,16 @@ inline void transpose_values(const uint8_t* page, int32_t pairs, __mmask16 keys,
   for (int i = 0; i < 8; ++i) _mm512_storeu_si512(out + i * 256, v[i]);
 }
 
-void values(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
+void values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
             int32_t pairs_total, uint8_t* out) {
+  const uint64_t below_end = end >= 64 ? ~uint64_t{0} : (uint64_t{1} << end) - 1;
+  const uint64_t wanted = begin >= 64 ? 0 : below_end & ~uint64_t{0} << begin;
   for (int32_t d = 0; d < dims; d += 16) {
     const int32_t pairs = (dims - d + 1) / 2;
     uint8_t* columns = out + (int64_t{d / 64} * pairs_total + pair_begin) * 256 + d % 64 * 4;
     for (int32_t key = 0; key < kPageKeys; key += 16) {
-      const int32_t have = keys - key < 0 ? 0 : keys - key > 16 ? 16 : keys - key;
-      const auto mask = static_cast<__mmask16>((1u << have) - 1);
-      transpose_values(page + (int64_t{d / 2} * kPageKeys + key) * 4, pairs, mask,
-                       columns + int64_t{key / 2} * 256);
+      transpose_values(page + (int64_t{d / 2} * kPageKeys + key) * 4, pairs,
+                       static_cast<__mmask16>(wanted >> key), columns + int64_t{key / 2} * 256);
     }
   }
 }

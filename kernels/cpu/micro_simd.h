@@ -249,19 +249,21 @@ void panel(const PanelArgs& a) {
 // A page holds [dim pair][64 keys][2 dims]; the four values of two keys and two dims are eight
 // bytes, in which only the middle two values trade places.
 template <class S>
-void values(const uint8_t* page, int32_t dims, int32_t keys, int32_t pair_begin,
+void values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
             int32_t pairs_total, uint8_t* out) {
   constexpr uint64_t kOuter = 0xffff00000000ffffu;
   for (int32_t group = 0; group < dims; group += 16) {  // the rows it fills stay in L1
-    const int32_t end = group + 16 < dims ? group + 16 : dims;
+    const int32_t group_end = group + 16 < dims ? group + 16 : dims;
     uint8_t* columns =
         out + (int64_t{group / 64} * pairs_total + pair_begin) * 256 + group % 64 * 4;
-    for (int32_t d = group; d < end; d += 2) {
+    for (int32_t d = group; d < group_end; d += 2) {
       for (int32_t key = 0; key < kPageKeys; key += 2) {
-        const uint64_t mask = key + 1 < keys ? ~uint64_t{0} : key < keys ? 0x0000ffff0000ffffu : 0;
+        const uint64_t first = key >= begin && key < end ? 0x0000ffff0000ffffu : 0;
+        const uint64_t second = key + 1 >= begin && key + 1 < end ? 0xffff0000ffff0000u : 0;
         uint64_t v;
         __builtin_memcpy(&v, page + (int64_t{d / 2} * kPageKeys + key) * 4, 8);
-        v = ((v & kOuter) | ((v >> 16) & 0xffff0000u) | ((v << 16) & 0x0000ffff00000000u)) & mask;
+        v = ((v & kOuter) | ((v >> 16) & 0xffff0000u) | ((v << 16) & 0x0000ffff00000000u)) &
+            (first | second);
         __builtin_memcpy(columns + int64_t{key / 2} * 256 + (d - group) * 4, &v, 8);
       }
     }
