@@ -532,7 +532,8 @@ DSV3_API intptr_t dsv3_request_wait_descriptor(const dsv3_request *request);
 DSV3_API void dsv3_request_cancel(const dsv3_request *request);
 DSV3_API dsv3_status dsv3_request_get_statistics(const dsv3_request *request,
                                                  dsv3_request_statistics *out, dsv3_error **error);
-/* Cancels the request if it still runs. The session then has a valid, reported length. */
+/* Cancels the request if it still runs. The session then has a valid, reported length. When this returns,
+ * none of the request's callbacks runs or will run (inside a callback: when that has returned). */
 DSV3_API void dsv3_request_free(dsv3_request *request);
 
 /* -------------------------------------------------------------------------- one call for all of it */

@@ -78,15 +78,26 @@ class HandleBase : public Deferred {
   }
 
  private:
-  friend void free_handle(HandleBase* handle, uint32_t magic) noexcept;
+  friend void free_handle(void* handle, uint32_t magic) noexcept;
   uint32_t magic_;
 };
 
+// The tag of what a caller says is a handle. Nothing else may be asked of it before: it could be
+// one of another kind. (All handles begin with their HandleBase.)
+inline uint32_t tag_of(const void* handle) noexcept {
+  return handle == nullptr ? 0 : static_cast<const HandleBase*>(handle)->magic();
+}
+template <class T>
+bool is_live(const T* handle) noexcept {
+  return tag_of(handle) == T::kMagic;
+}
+
 // Frees now, or after the callback that this is called from.
-inline void free_handle(HandleBase* handle, uint32_t magic) noexcept {
-  if (handle == nullptr || handle->magic_ != magic) return;
-  handle->magic_ = kFreedMagic;
-  if (!CallbackScope::defer(handle)) handle->run_deferred();
+inline void free_handle(void* handle, uint32_t magic) noexcept {
+  if (tag_of(handle) != magic) return;
+  auto* base = static_cast<HandleBase*>(handle);
+  base->magic_ = kFreedMagic;
+  if (!CallbackScope::defer(base)) base->run_deferred();
 }
 
 template <class T>

@@ -26,12 +26,12 @@ dsv3_status dsv3_cancel_create(dsv3_cancel** out, dsv3_error** error) {
 }
 
 void dsv3_cancel_set(dsv3_cancel* cancel) {
-  if (cancel == nullptr || cancel->magic() != dsv3_cancel::kMagic) return;
+  if (!is_live(cancel)) return;
   cancel->token->cancelled.store(true, std::memory_order_relaxed);
 }
 
 int32_t dsv3_cancel_is_set(const dsv3_cancel* cancel) {
-  if (cancel == nullptr || cancel->magic() != dsv3_cancel::kMagic) return 0;
+  if (!is_live(cancel)) return 0;
   return cancel->token->cancelled.load(std::memory_order_relaxed) ? 1 : 0;
 }
 

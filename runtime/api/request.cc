@@ -230,7 +230,7 @@ dsv3_status dsv3_request_next(dsv3_request* request, uint64_t timeout_ms, dsv3_e
 }
 
 intptr_t dsv3_request_wait_descriptor(const dsv3_request* request) {
-  if (request == nullptr || request->magic() != dsv3_request::kMagic) return -1;
+  if (!is_live(request)) return -1;
   if (request->request->session().engine()->forked()) return -1;
   try {
     return request->request->descriptor();
@@ -240,7 +240,7 @@ intptr_t dsv3_request_wait_descriptor(const dsv3_request* request) {
 }
 
 void dsv3_request_cancel(const dsv3_request* request) {
-  if (request == nullptr || request->magic() != dsv3_request::kMagic) return;
+  if (!is_live(request)) return;
   if (request->request->session().engine()->forked()) return;
   request->request->cancel_now();
 }

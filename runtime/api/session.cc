@@ -131,14 +131,11 @@ dsv3_status dsv3_session_fork(const dsv3_session* session, dsv3_session** out, d
 }
 
 uint64_t dsv3_session_length(const dsv3_session* session) {
-  return session != nullptr && session->magic() == dsv3_session::kMagic ? session->session->length()
-                                                                        : 0;
+  return is_live(session) ? session->session->length() : 0;
 }
 
 uint64_t dsv3_session_computed(const dsv3_session* session) {
-  return session != nullptr && session->magic() == dsv3_session::kMagic
-             ? session->session->computed()
-             : 0;
+  return is_live(session) ? session->session->computed() : 0;
 }
 
 dsv3_status dsv3_session_get_tokens(const dsv3_session* session, uint64_t begin, int32_t* tokens,

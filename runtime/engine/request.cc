@@ -146,8 +146,7 @@ void Request::release() noexcept {
   session().engine()->wake();
 }
 
-// ------------------------------------------------------------------------------- the engine's
-// thread
+// --- The engine's thread from here on.
 
 bool Request::is_stop_token(int32_t id) const {
   return std::binary_search(stop_tokens_.begin(), stop_tokens_.end(), id);
