@@ -16,6 +16,7 @@ struct Avx512 {
   using I __attribute__((vector_size(64))) = int32_t;
   static constexpr int kLanes = 16;
   static constexpr int kRows = 4;
+  static constexpr int kTiles = 4;
   static V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
   static V bf16(const uint8_t* p) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -24,12 +25,15 @@ struct Avx512 {
   static V f16(const uint8_t* p) {
     return (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  // E4M3 read as binary16 is 2^-8 of its value, subnormals included.
-  static V f8(const uint8_t* p) {
-    const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(v, 8), _mm256_set1_epi16(-0x8000));
-    const __m256i rest = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16(0x3f80));
-    return (V)_mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0f));
+  // E4M3 read as binary16 is 2^-8 of its value, subnormals included: sign-extended to 16 bits and
+  // shifted left by seven, everything is in place but a copy of the sign in bit 14.
+  static constexpr float kF8Unit = 256.0f;
+  static void f8(const uint8_t* p, V* w) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m512i half = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7),
+                                          _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
+    w[0] = (V)_mm512_cvtph_ps(_mm512_castsi512_si256(half));
+    w[1] = (V)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
   }
   static void store_native(void* p, int index, V v) {
     const __m256bh b = _mm512_cvtneps_pbh((__m512)v);

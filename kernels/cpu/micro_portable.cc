@@ -10,15 +10,14 @@ struct Portable {
   using I __attribute__((vector_size(16))) = int32_t;
   static constexpr int kLanes = 4;
   static constexpr int kRows = 1;
+  static constexpr int kTiles = 1;
   static V fma(V a, V b, V c) { return a * b + c; }
   static V bf16(const uint8_t* p) {
-    I bits;
-    for (int i = 0; i < kLanes; ++i) {
-      uint16_t v;
-      __builtin_memcpy(&v, p + 2 * i, 2);
-      bits[i] = static_cast<int32_t>(static_cast<uint32_t>(v) << 16);
-    }
-    return (V)bits;
+    using U16 __attribute__((vector_size(8))) = uint16_t;
+    using U32 __attribute__((vector_size(16))) = uint32_t;
+    U16 v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return (V)(__builtin_convertvector(v, U32) << 16);
   }
   static V f16(const uint8_t* p) {
     V out;
@@ -29,10 +28,11 @@ struct Portable {
     }
     return out;
   }
-  static V f8(const uint8_t* p) {
-    V out;
-    for (int i = 0; i < kLanes; ++i) out[i] = kF8E4M3Table[p[i]];
-    return out;
+  static constexpr float kF8Unit = 1.0f;
+  static void f8(const uint8_t* p, V* w) {
+    float values[32];
+    for (int j = 0; j < 32; ++j) values[j] = kF8E4M3Table[p[j]];
+    for (int j = 0; j < 32 / kLanes; ++j) w[j] = simd::load<Portable>(values + j * kLanes);
   }
   static void store_native(void* p, int index, V v) {
     simd::store<Portable>(static_cast<float*>(p) + index, v);

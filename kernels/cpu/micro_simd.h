@@ -4,8 +4,9 @@
 // instruction set can be linked into another's code path (see micro.h).
 //
 // S offers: V (a vector of kLanes floats, GCC/Clang vector extension), I (the same of int32_t),
-// kLanes, kRows (rows of a dot product that fit into the registers), fma(a, b, c),
-// bf16(p)/f16(p)/f8(p) (kLanes weights widened), store_native(p, index, v).
+// kLanes, kRows (rows of a dot product that fit into the registers), kTiles (tiles one row is
+// multiplied with at a time), fma(a, b, c), bf16(p)/f16(p) (kLanes weights widened), f8(p, w) (32
+// weights widened and divided by kF8Unit), store_native(p, index, v).
 #pragma once
 
 #include "kernels/cpu/micro.h"
@@ -98,26 +99,35 @@ inline typename S::V exp(typename S::V x) {
 
 // --- linear layers
 
-template <class S>
-inline typename S::V widen(WeightType type, const uint8_t* p, int64_t index) {
-  switch (type) {
-    case WeightType::kF32:
-      return load<S>(reinterpret_cast<const float*>(p) + index);
-    case WeightType::kBF16:
-      return S::bf16(p + 2 * index);
-    case WeightType::kF16:
-      return S::f16(p + 2 * index);
-    default:
-      return S::f8(p + index);
+// The 32 weights of one pair of inputs, as they stand; FP8 divided by S::kF8Unit.
+template <class S, WeightType kType>
+inline void widen(const uint8_t* p, typename S::V* w) {
+  constexpr int kLanes = S::kLanes;
+  if constexpr (kType == WeightType::kF8E4M3) {
+    S::f8(p, w);
+  } else {
+    for (int j = 0; j < 32 / kLanes; ++j) {
+      if constexpr (kType == WeightType::kF32) {
+        w[j] = load<S>(reinterpret_cast<const float*>(p) + j * kLanes);
+      } else if constexpr (kType == WeightType::kBF16) {
+        w[j] = S::bf16(p + 2 * j * kLanes);
+      } else {
+        w[j] = S::f16(p + 2 * j * kLanes);
+      }
+    }
   }
+}
+
+constexpr int64_t size_of(WeightType type) {
+  return type == WeightType::kF32 ? 4 : type == WeightType::kF8E4M3 ? 1 : 2;
 }
 
 template <class S, WeightType kType>
 inline void decode_as(const uint8_t* p, int32_t pairs, int64_t pair_stride, float* out) {
   for (int32_t i = 0; i < pairs; ++i) {
-    for (int j = 0; j < 32; j += S::kLanes) {
-      store<S>(out + 32 * i + j, widen<S>(kType, p, i * pair_stride + j));
-    }
+    typename S::V w[32 / S::kLanes];
+    widen<S, kType>(p + i * pair_stride * size_of(kType), w);
+    for (int j = 0; j < 32 / S::kLanes; ++j) store<S>(out + 32 * i + j * S::kLanes, w[j]);
   }
 }
 
@@ -137,10 +147,18 @@ inline void decode(WeightType type, const uint8_t* p, int32_t pairs, int64_t pai
   }
 }
 
-// sum[r][16] over the pairs of one block: even and odd inputs are summed apart, then together.
+// sums[16] of one row: even and odd inputs were summed apart.
+template <class S>
+inline void join_pairs(const typename S::V* acc, float unit, float* sums) {
+  float lanes[32];
+  for (int j = 0; j < 32 / S::kLanes; ++j) store<S>(lanes + j * S::kLanes, acc[j]);
+  for (int c = 0; c < 16; ++c) sums[c] = (lanes[2 * c] + lanes[2 * c + 1]) * unit;
+}
+
+// sums[r][16] over the pairs of one block, times unit (a power of two).
 template <class S, int R>
 inline void dot_rows(const float* block, int32_t pairs, const float* const* x, int64_t offset,
-                     float* sums) {
+                     float unit, float* sums) {
   using V = typename S::V;
   constexpr int kVectors = 32 / S::kLanes;
   V acc[R][kVectors] = {};
@@ -154,25 +172,21 @@ inline void dot_rows(const float* block, int32_t pairs, const float* const* x, i
       for (int j = 0; j < kVectors; ++j) acc[r][j] = S::fma(w[j], pair, acc[r][j]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    float lanes[32];
-    for (int j = 0; j < kVectors; ++j) store<S>(lanes + j * S::kLanes, acc[r][j]);
-    for (int c = 0; c < 16; ++c) sums[16 * r + c] = lanes[2 * c] + lanes[2 * c + 1];
-  }
+  for (int r = 0; r < R; ++r) join_pairs<S>(acc[r], unit, sums + 16 * r);
 }
 
 // Calls use(first_row, count, sums) for all rows of a block in turn.
 template <class S, class Use>
 inline void dot_all(const float* block, int32_t pairs, const float* const* x, int32_t rows,
-                    int64_t offset, Use use) {
+                    int64_t offset, float unit, Use use) {
   float sums[S::kRows * 16];
   int32_t r = 0;
   for (; r + S::kRows <= rows; r += S::kRows) {
-    dot_rows<S, S::kRows>(block, pairs, x + r, offset, sums);
+    dot_rows<S, S::kRows>(block, pairs, x + r, offset, unit, sums);
     for (int i = 0; i < S::kRows; ++i) use(r + i, sums + 16 * i);
   }
   for (; r < rows; ++r) {
-    dot_rows<S, 1>(block, pairs, x + r, offset, sums);
+    dot_rows<S, 1>(block, pairs, x + r, offset, unit, sums);
     use(r, sums);
   }
 }
@@ -198,16 +212,73 @@ inline void add_scaled(const float* sums, const float* scale, float* out) {
 }
 
 template <class S>
+constexpr float unit_of(WeightType type) {
+  return type == WeightType::kF8E4M3 ? S::kF8Unit : 1.0f;
+}
+
+// One row and kT tiles: weights go from memory into the sums, without a stop in scratch.
+template <class S, WeightType kType, int kT>
+inline void gemm_row(const GemmArgs& a, int32_t tile) {
+  using V = typename S::V;
+  constexpr int kVectors = 32 / S::kLanes;
+  constexpr int64_t kPairBytes = 32 * size_of(kType);
+  const auto* x = static_cast<const float*>(a.x[0]);
+  const int32_t all_pairs = (a.w.k + 1) / 2;
+  const int32_t block_pairs = a.w.block_k / 2;
+  const int64_t tile_bytes = all_pairs * kPairBytes;
+  const uint8_t* w = a.w.data + (a.tile + tile) * tile_bytes;
+  for (int32_t begin = 0; begin < all_pairs; begin += block_pairs) {
+    const int32_t left = all_pairs - begin;
+    const int32_t end = begin + (left < block_pairs ? left : block_pairs);
+    V acc[kT][kVectors] = {};
+    for (int32_t i = begin; i < end; ++i) {
+      const V pair = load_pair<S>(x + 2 * i);
+      for (int t = 0; t < kT; ++t) {
+        V v[kVectors];
+        widen<S, kType>(w + t * tile_bytes + i * kPairBytes, v);
+        for (int j = 0; j < kVectors; ++j) acc[t][j] = S::fma(v[j], pair, acc[t][j]);
+      }
+    }
+    for (int t = 0; t < kT; ++t) {
+      float sums[16];
+      float scale[16];
+      tile_scales<S>(a.w, a.tile + tile + t, 2 * begin, scale);
+      join_pairs<S>(acc[t], unit_of<S>(kType), sums);
+      add_scaled<S>(sums, scale, a.out + 16 * (tile + t));
+    }
+  }
+}
+
+template <class S, WeightType kType>
+inline void gemm_one(const GemmArgs& a) {
+  int32_t t = 0;
+  for (; t + S::kTiles <= a.tiles; t += S::kTiles) gemm_row<S, kType, S::kTiles>(a, t);
+  for (; t < a.tiles; ++t) gemm_row<S, kType, 1>(a, t);
+}
+
+template <class S>
 void gemm(const GemmArgs& a) {
+  for (int32_t r = 0; r < a.rows; ++r) {
+    for (int32_t c = 0; c < 16 * a.tiles; ++c) a.out[r * a.out_stride + c] = 0;
+  }
+  if (a.rows == 1) {
+    switch (a.w.type) {
+      case WeightType::kF32:
+        return gemm_one<S, WeightType::kF32>(a);
+      case WeightType::kBF16:
+        return gemm_one<S, WeightType::kBF16>(a);
+      case WeightType::kF16:
+        return gemm_one<S, WeightType::kF16>(a);
+      default:
+        return gemm_one<S, WeightType::kF8E4M3>(a);
+    }
+  }
   const auto* const* x = reinterpret_cast<const float* const*>(a.x);
   auto* block = static_cast<float*>(a.scratch);
   const int32_t all_pairs = (a.w.k + 1) / 2;
   const int32_t block_pairs = a.w.block_k / 2;
-  constexpr int kSizes[] = {4, 2, 2, 1};
-  const int64_t size = kSizes[static_cast<int>(a.w.type)];
-  for (int32_t r = 0; r < a.rows; ++r) {
-    for (int32_t c = 0; c < 16 * a.tiles; ++c) a.out[r * a.out_stride + c] = 0;
-  }
+  const int64_t size = size_of(a.w.type);
+  const float unit = unit_of<S>(a.w.type);
   for (int32_t t = 0; t < a.tiles; ++t) {
     const uint8_t* tile = a.w.data + int64_t{a.tile + t} * all_pairs * 32 * size;
     for (int32_t begin = 0; begin < all_pairs; begin += block_pairs) {
@@ -216,9 +287,10 @@ void gemm(const GemmArgs& a) {
       float scale[16];
       tile_scales<S>(a.w, a.tile + t, 2 * begin, scale);
       decode<S>(a.w.type, tile + begin * 32 * size, pairs, 32, block);
-      dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, [&](int32_t r, const float* sums) {
-        add_scaled<S>(sums, scale, a.out + r * a.out_stride + 16 * t);
-      });
+      dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, unit,
+                 [&](int32_t r, const float* sums) {
+                   add_scaled<S>(sums, scale, a.out + r * a.out_stride + 16 * t);
+                 });
     }
   }
 }
@@ -236,10 +308,11 @@ void panel(const PanelArgs& a) {
     for (int32_t begin = 0; begin < a.pairs; begin += kPairs) {
       const int32_t pairs = a.pairs - begin < kPairs ? a.pairs - begin : kPairs;
       decode<S>(WeightType::kBF16, a.w + (int64_t{begin} * 128 + t * 32) * 2, pairs, 128, block);
-      dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, [&](int32_t r, const float* sums) {
-        float* out = a.out + r * a.out_stride + 16 * t;
-        for (int c = 0; c < 16; ++c) out[c] += sums[c];
-      });
+      dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, 1.0f,
+                 [&](int32_t r, const float* sums) {
+                   float* out = a.out + r * a.out_stride + 16 * t;
+                   for (int c = 0; c < 16; ++c) out[c] += sums[c];
+                 });
     }
   }
 }
