@@ -103,10 +103,10 @@ inline void free_handle(void* handle, uint32_t magic) noexcept {
 template <class T>
 Status check_handle(const T* handle, const char* name) {
   if (handle == nullptr) return invalid(name, std::string(name) + " is NULL");
-  if (handle->magic() == T::kMagic) return {};
-  return invalid(
-      name, std::string(name) +
-                (handle->magic() == kFreedMagic ? " was freed" : " is not a handle of this kind"));
+  if (is_live(handle)) return {};
+  const bool freed = tag_of(handle) == kFreedMagic;
+  return invalid(name,
+                 std::string(name) + (freed ? " was freed" : " is not a handle of this kind"));
 }
 
 template <class T>
