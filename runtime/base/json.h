@@ -8,11 +8,10 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/base/json_fwd.h"
 #include "runtime/base/status.h"
 
 namespace dsv3 {
-
-using Json = nlohmann::ordered_json;
 
 struct JsonLimits {
   int max_depth = 64;

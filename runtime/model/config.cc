@@ -4,6 +4,8 @@
 #include <climits>
 #include <limits>
 
+#include "runtime/base/json.h"
+
 namespace dsv3 {
 namespace {
 
