@@ -89,13 +89,14 @@ uint64_t sum_words(const uint64_t* p, size_t count) {
 }
 
 #if defined(__x86_64__)
+// Four streams at once: on the machines at hand one alone does not reach what memory gives.
 __attribute__((target("avx512f"))) uint64_t sum_words_512(const uint64_t* p, size_t count) {
   __m512i a[8];
   for (auto& v : a) v = _mm512_setzero_si512();
-  for (size_t i = 0; i + 64 <= count; i += 64) {
+  const size_t part = count / 4 / 16 * 16;
+  for (size_t i = 0; i < part; i += 16) {
     for (size_t j = 0; j < 8; ++j) {
-      _mm_prefetch(reinterpret_cast<const char*>(p + i + 8 * j + 512), _MM_HINT_T0);
-      a[j] = _mm512_add_epi64(a[j], _mm512_loadu_si512(p + i + 8 * j));
+      a[j] = _mm512_add_epi64(a[j], _mm512_loadu_si512(p + j / 2 * part + i + j % 2 * 8));
     }
   }
   __m512i s = a[0];
