@@ -1,5 +1,5 @@
-// The name of the JSON type, for headers that only pass it on: the parser itself costs every file that
-// includes it some seconds to compile.
+// The name of the JSON type, for headers that only pass it on: the parser itself costs every file
+// that includes it some seconds to compile.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

@@ -40,9 +40,9 @@ class [[nodiscard]] Status {
   bool ok() const { return rep_ == nullptr; }
   Code code() const { return rep_ ? rep_->code : Code::kOk; }
   bool retryable() const { return rep_ && rep_->retryable; }
-  const std::string& message() const { return rep_ ? rep_->message : Empty(); }
+  const std::string& message() const { return rep_ ? rep_->message : empty(); }
   // The struct field, config key or tensor the error is about; may be empty.
-  const std::string& field() const { return rep_ ? rep_->field : Empty(); }
+  const std::string& field() const { return rep_ ? rep_->field : empty(); }
 
  private:
   struct Rep {
@@ -51,9 +51,9 @@ class [[nodiscard]] Status {
     std::string message;
     std::string field;
   };
-  static const std::string& Empty() {
-    static const std::string empty;
-    return empty;
+  static const std::string& empty() {
+    static const std::string nothing;
+    return nothing;
   }
   std::shared_ptr<const Rep> rep_;
 };

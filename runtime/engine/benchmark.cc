@@ -146,7 +146,7 @@ class Runner {
     const double key_flops =
         2.0 * static_cast<double>(c.num_attention_heads * (c.latent_dim() + c.kv_lora_rank));
     const double latent_bytes =
-        static_cast<double>(device_->latent_page_bytes(mla_shape(c)) / kernels::kLatentPageTokens);
+        static_cast<double>(device_->latent_page_bytes(mla_shape(c))) / kernels::kLatentPageTokens;
     const auto layers = static_cast<double>(c.num_hidden_layers);
     for (const kernels::SequenceRows& s : sequences) {
       const auto first = static_cast<double>(s.first_position);
@@ -210,7 +210,7 @@ class Runner {
 
 }  // namespace
 
-Result<BenchmarkResult> run_benchmark(std::shared_ptr<const Model> model,
+Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
                                       const BenchmarkOptions& options) {
   BenchmarkResult result;
   const int64_t longest = model->config().max_position_embeddings;

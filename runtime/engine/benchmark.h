@@ -49,7 +49,7 @@ struct BenchmarkResult {
   uint64_t resident_bytes = 0;
 };
 
-Result<BenchmarkResult> run_benchmark(std::shared_ptr<const Model> model,
+Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
                                       const BenchmarkOptions& options);
 
 }  // namespace dsv3
