@@ -62,7 +62,7 @@ class CpuDevice final : public HostDevice {
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
   void reserve_all(const Limits& limits);
 
-  // Calls fn(row) for all rows, shared out when they are worth it.
+  // Calls fn(row, worker) for all rows, shared out when they are worth it.
   template <class Fn>
   void for_rows(int32_t rows, double ns_per_row, const Fn& fn);
   // Runs one or more phases, on this thread alone when the whole job takes less than what waking
@@ -103,10 +103,10 @@ void CpuDevice::for_rows(int32_t rows, double ns_per_row, const Fn& fn) {
   struct Job {
     const Fn* fn;
     int32_t rows, step;
-    static void run(void* context, int task, int) {
+    static void run(void* context, int task, int worker) {
       const Job& job = *static_cast<Job*>(context);
       const int32_t end = std::min((task + 1) * job.step, job.rows);
-      for (int32_t r = task * job.step; r < end; ++r) (*job.fn)(r);
+      for (int32_t r = task * job.step; r < end; ++r) (*job.fn)(r, worker);
     }
   };
   const int32_t step = std::max(1, (rows + 4 * threads() - 1) / (4 * threads()));

@@ -160,7 +160,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     ns += 2 * gemm_ns(group.weights->gate, group.count) + gemm_ns(group.weights->down, group.count);
     width_tiles += tiles_of(group.weights->gate.n) * panels_of(group.count);
   }
-  for_rows(args.rows, k * 0.1, [&](int32_t r) {
+  for_rows(args.rows, k * 0.1, [&](int32_t r, int) {
     for (const Activation type : {Activation::kF32, Activation::kBF16}) {
       const auto t = static_cast<size_t>(type);
       if (!wanted[t]) continue;

@@ -59,14 +59,14 @@ void rotate(const float* in, const float* cos, const float* sin, int32_t pairs, 
 
 void CpuDevice::embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,
                       int64_t out_stride) {
-  for_rows(static_cast<int32_t>(ids.size()), table.k, [&](int32_t r) {
+  for_rows(static_cast<int32_t>(ids.size()), table.k, [&](int32_t r, int) {
     embed_row(table, ids[static_cast<size_t>(r)], out.get() + r * out_stride);
   });
 }
 
 void CpuDevice::rms_norm(Dev<const float> x, int64_t x_stride, Dev<const float> gamma, float eps,
                          int32_t rows, int32_t dim, Dev<float> out, int64_t out_stride) {
-  for_rows(rows, dim * 0.15, [&](int32_t r) {
+  for_rows(rows, dim * 0.15, [&](int32_t r, int) {
     micro_->rms_norm(x.get() + r * x_stride, gamma.get(), eps, dim, out.get() + r * out_stride);
   });
 }
@@ -75,9 +75,8 @@ void CpuDevice::rope_append(const RopeAppendArgs& args) {
   const MlaShape& s = args.shape;
   const int32_t pairs = s.qk_rope_head_dim / 2;
   const double ns = s.heads * s.qk_rope_head_dim + 2.0 * s.latent_dim();
-  float* latent = workers_[0].latent.get();
   for (const SequenceRows& seq : args.sequences) {
-    for_rows(seq.rows, ns, [&](int32_t i) {
+    for_rows(seq.rows, ns, [&](int32_t i, int worker) {
       const int64_t row = seq.row_begin + i;
       const float* cos = args.cos.get() + row * pairs;
       const float* sin = args.sin.get() + row * pairs;
@@ -85,14 +84,11 @@ void CpuDevice::rope_append(const RopeAppendArgs& args) {
         float* q = args.q.get() + (row * s.heads + h) * s.qk_head_dim() + s.qk_nope_head_dim;
         rotate(q, cos, sin, pairs, q);
       }
-    });
-    // A page interleaves 64 positions: rows of one page stay on one thread.
-    for (int32_t i = 0; i < seq.rows; ++i) {
-      const int64_t row = seq.row_begin + i;
+      float* latent = workers_[static_cast<size_t>(worker)].latent.get();
       const float* kv = args.kv.get() + row * s.latent_dim();
       micro_->rms_norm(kv, args.gamma.get(), args.eps, s.kv_lora_rank, latent);
-      rotate(kv + s.kv_lora_rank, args.cos.get() + row * pairs, args.sin.get() + row * pairs, pairs,
-             latent + s.kv_lora_rank);
+      rotate(kv + s.kv_lora_rank, cos, sin, pairs, latent + s.kv_lora_rank);
+      // Positions of a page share its cache lines, but no value of it.
       const int64_t position = seq.first_position + i;
       auto* page =
           reinterpret_cast<uint16_t*>(seq.pages[position / kPageKeys].get() + args.page_offset) +
@@ -100,7 +96,7 @@ void CpuDevice::rope_append(const RopeAppendArgs& args) {
       for (int32_t d = 0; d < s.latent_dim(); ++d) {
         page[int64_t{d / 2} * kPageKeys * 2 + d % 2] = bf16_from_float(latent[d]);
       }
-    }
+    });
   }
 }
 
@@ -168,7 +164,7 @@ void CpuDevice::gather_rows(Dev<const float> x, int64_t x_stride, std::span<cons
 
 void CpuDevice::reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
                               RowStats* stats) {
-  for_rows(rows, vocab * 0.5, [&](int32_t r) {
+  for_rows(rows, vocab * 0.5, [&](int32_t r, int) {
     RowStats& s = stats[r];
     micro_->reduce(logits.get() + r * stride, vocab, &s.argmax, &s.max, &s.sum_exp, &s.finite);
   });
