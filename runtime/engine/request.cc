@@ -138,7 +138,11 @@ void Request::cancel_now() noexcept {
 }
 
 void Request::release() noexcept {
-  abandon();
+  {
+    // Under the mutex that append() holds: once this returns, the session's length stays.
+    const std::lock_guard lock(session().engine()->mutex());
+    abandon();
+  }
   {
     const std::lock_guard lock(callback_mutex_);
     detached_ = true;
@@ -186,9 +190,12 @@ Status Request::sample(const StepRun& run) {
                              &sampled_);
 }
 
-void Request::append(int32_t token) {
+Status Request::append(int32_t token) {
   {
     const std::lock_guard lock(session().engine()->mutex());
+    // Its owner may have read the session's length since: a step that was too far to be stopped
+    // adds nothing any more.
+    if (abandoned()) return Status(Code::kCancelled, "the request was freed");
     session().state().tokens.push_back(token);
     session().publish();
   }
@@ -200,6 +207,7 @@ void Request::append(int32_t token) {
   }
   statistics_.decode_ns += elapsed(last_token_ns_, now);
   last_token_ns_ = now;
+  return {};
 }
 
 Status Request::commit(const StepRun& run, Finish* finish) {
@@ -218,7 +226,7 @@ Status Request::commit(const StepRun& run, Finish* finish) {
       finish->reason = FinishReason::kContextLength;
     } else {
       DSV3_TRY(sample(run));
-      append(sampled_.id);
+      DSV3_TRY(append(sampled_.id));
       const bool stop = is_stop_token(sampled_.id);
       const bool matched = emit_token(stop);
       if (stop) {

@@ -77,7 +77,7 @@ class Request final : public Task {
  private:
   bool is_stop_token(int32_t id) const;
   Status sample(const StepRun& run);
-  void append(int32_t token);
+  Status append(int32_t token);  // kCancelled when the owner is gone
   // Events of a new token; true when a stop string ended the answer.
   bool emit_token(bool is_stop_token);
   void emit_progress(int64_t done);

@@ -184,6 +184,27 @@ TEST_CASE("freeing a request frees its session for the next call") {
   }
 }
 
+TEST_CASE("after a free the session's length stays, also when a step was too far to be stopped") {
+  for (int i = 0; i < 10; ++i) {
+    std::atomic<int> calls{0};
+    const SessionHandle session = session_with(20);
+    dsv3_request_options options = long_request();
+    options.logits_hook_user = &calls;
+    // The free comes while the hook runs: after the last look between layers, before the token.
+    options.logits_hook = [](void* user, float*, uint64_t, const int32_t*, uint64_t) {
+      ++*static_cast<std::atomic<int>*>(user);
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    };
+    RequestHandle request = start(session.get(), options);
+    while (calls < 2) std::this_thread::yield();
+    request.reset();
+    const uint64_t length = dsv3_session_length(session.get());
+    CHECK(length == 21);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    CHECK(dsv3_session_length(session.get()) == length);
+  }
+}
+
 TEST_CASE("a slow consumer pauses its own request, not the engine") {
   const SessionHandle slow = session_with(30);
   dsv3_request_options options = long_request();
