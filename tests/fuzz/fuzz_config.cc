@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "runtime/base/json.h"
 #include "runtime/model/config.h"
 #include "runtime/model/schema.h"
 

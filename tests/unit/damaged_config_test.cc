@@ -2,6 +2,7 @@
 // rules). Every error names the file and the field.
 #include <doctest/doctest.h>
 
+#include "runtime/base/json.h"
 #include "runtime/model/convert.h"
 #include "tests/unit/model_support.h"
 

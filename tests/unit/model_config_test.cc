@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include "runtime/base/json.h"
 #include "runtime/model/config.h"
 #include "tests/support/support.h"
 #include "tests/unit/model_support.h"

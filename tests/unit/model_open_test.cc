@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "runtime/base/json.h"
 #include "runtime/base/os.h"
 #include "tests/unit/container_support.h"
 
