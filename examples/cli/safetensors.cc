@@ -29,6 +29,7 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   bool ok = std::fwrite(&header_size, sizeof header_size, 1, file) == 1 &&
             std::fwrite(text.data(), 1, text.size(), file) == text.size();
   for (const NamedTensor& tensor : tensors) {
+    if (tensor.values->empty()) continue;
     ok = ok && std::fwrite(tensor.values->data(), sizeof(float), tensor.values->size(), file) ==
                    tensor.values->size();
   }

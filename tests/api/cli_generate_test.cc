@@ -123,7 +123,8 @@ TEST_CASE("generate: stop strings end the text before them") {
 
 TEST_CASE("generate: log-probabilities") {
   const Run machine = dsv3(generate({"-n", "3", "--logprobs", "2", "--json"}));
-  for (const Json& token : Json::parse(machine.out).at("tokens")) {
+  const Json answer = Json::parse(machine.out);  // a range over a temporary's part would outlive it
+  for (const Json& token : answer.at("tokens")) {
     CHECK(token.at("logprob") <= 0);
     REQUIRE(token.at("top").size() == 2);
     CHECK(token.at("top").at(0).at("id") == token.at("id"));  // greedy

@@ -6,6 +6,7 @@
 // Seconds: DSV3_STRESS_SECONDS (default 3). Meant to be run under TSan and ASan too.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -109,7 +110,7 @@ class Stress {
   void check_prefix(dsv3_session* session) {
     const std::vector<int32_t> tokens = tokens_of(session);
     require(tokens.size() <= kLength, "a session is too long");
-    require(std::memcmp(tokens.data(), sequence_.data(), tokens.size() * 4) == 0,
+    require(std::equal(tokens.begin(), tokens.end(), sequence_.begin()),
             "a session left the sequence");
     require(dsv3_session_computed(session) <= tokens.size(), "computed beyond the length");
   }
@@ -172,8 +173,9 @@ class Stress {
                 error)) {
       return;
     }
-    require(std::memcmp(logprobs.data(), logprobs_.data() + length, (count - 1) * 4) == 0,
-            "an evaluation's bits are wrong");
+    require(
+        count < 2 || std::memcmp(logprobs.data(), logprobs_.data() + length, (count - 1) * 4) == 0,
+        "an evaluation's bits are wrong");
   }
 
   void append_some(dsv3_session* session, std::mt19937& random) {
