@@ -93,13 +93,19 @@ Status Engine::start() {
               ForwardModel::create(model_, device_.get(), std::max(chunk, kMaxBatch), kMaxBatch));
   DSV3_ASSIGN(const int64_t pages, page_budget(config, options_, forward_->page_bytes()));
   pool_ = std::make_unique<PagePool>(device_.get(), forward_->page_bytes(), pages);
-  scheduler_ = std::make_unique<Scheduler>(chunk, kMaxBatch);
+  const int32_t rows = std::max(chunk, kMaxBatch);
+  scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{
+      .rows = rows,
+      .tasks = kMaxStepTasks,
+      .prefill = chunk,
+      .draft = kMaxDraft,
+      .sequence = config.max_position_embeddings,
+  });
   sampler_ = std::make_unique<Sampler>(config.vocab_size);
-  logits_.resize(static_cast<size_t>(kMaxBatch) * static_cast<size_t>(config.vocab_size));
-  plan_.parts.reserve(kMaxBatch);
-  step_tokens_.reserve(static_cast<size_t>(std::max(chunk, kMaxBatch)));
-  step_sequences_.reserve(static_cast<size_t>(kMaxBatch));
-  head_rows_.reserve(static_cast<size_t>(kMaxBatch));
+  step_logits_ = std::make_unique<StepLogits>(forward_.get(), config.vocab_size, rows);
+  plan_.parts.reserve(kMaxStepTasks);
+  step_tokens_.reserve(static_cast<size_t>(rows));
+  step_sequences_.reserve(kMaxStepTasks);
   log(LogLevel::kInfo, format("kernels %s, %d threads, %lld pages of %zu bytes, allocator %s",
                               device_->name(), device_->threads(), static_cast<long long>(pages),
                               forward_->page_bytes(), host_allocator_name())

@@ -44,7 +44,9 @@ struct EngineOptions {
   Status validate() const;
 };
 inline constexpr int32_t kDefaultPrefillChunk = 256;
-inline constexpr int32_t kMaxBatch = 16;  // rows of a decode step, and of one call of the head
+inline constexpr int32_t kMaxBatch = 16;  // rows of one call of the head; a step has room for more
+inline constexpr int32_t kMaxStepTasks = 64;  // tasks that share a step
+inline constexpr int32_t kMaxDraft = 64;      // rows of one task's draft in a step
 
 struct EngineInfo {
   int32_t threads = 0;
@@ -121,10 +123,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void wait_for_work(std::unique_lock<std::mutex>* lock);
   void run_plan(StepPlan* plan);
   void run_step(StepPlan* plan);
-  Status reserve_pages(const PlanRows& part);
+  Status reserve_pages(PlanRows* part);
+  void gather_rows(StepPlan* plan);
   void commit(StepPlan* plan, const Step& step);
   void run_alone(StepPlan* plan);
-  void read_logits(StepPlan* plan);
+  int64_t computed_after(const PlanRows& part) const;
+  void set_computed(const PlanRows& part);
   void fail(PlanRows* part, const Status& status);
   void end_task(std::shared_ptr<Task> task, Finish finish) noexcept;
   static bool should_stop(void* self);
@@ -156,9 +160,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unique_ptr<Sampler> sampler_;
   StepPlan plan_;
   const StepPlan* running_ = nullptr;
-  std::vector<int32_t> step_tokens_, head_rows_;
+  std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
-  std::vector<float> logits_;  // [kMaxBatch, vocab]
+  std::unique_ptr<StepLogits> step_logits_;
 };
 
 template <class Prepare>
@@ -170,6 +174,7 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
     return Status(Code::kCancelled, "the context was freed", "context");
   }
   tasks_.reserve(tasks_.size() + 1);  // what can fail comes before the session is changed
+  scheduler_->reserve(tasks_.size() + 1);
   DSV3_TRY(prepare(session.state()));
   session.publish();
   session.state().running = task.get();

@@ -37,7 +37,11 @@ class Evaluation final : public Task {
     return {};
   }
 
-  bool wants_logits(int64_t) const override { return false; }  // commit() asks for them itself
+  bool exclusive() const override { return options_.mtp_logits != nullptr; }
+  int64_t first_logits() const override {
+    const bool any = options_.logits != nullptr || options_.logprobs != nullptr;
+    return any ? base_ : std::numeric_limits<int64_t>::max();
+  }
   Status commit(const StepRun& run, Finish* finish) override;
 
   void settle(bool success) noexcept override {
@@ -57,7 +61,7 @@ class Evaluation final : public Task {
   Status wait();
 
  private:
-  Status head_rows(const StepRun& run, int64_t first_wanted);
+  Status read_logits(const StepRun& run, int64_t first);
   Status mtp_rows(const StepRun& run);
 
   const EvaluateOptions& options_;  // of the caller, who waits
@@ -73,29 +77,18 @@ class Evaluation final : public Task {
   Status status_;
 };
 
-// Logits of the step's rows from position `first_wanted` on, in groups the head can take.
-Status Evaluation::head_rows(const StepRun& run, int64_t first_wanted) {
+Status Evaluation::read_logits(const StepRun& run, int64_t first) {
   const std::vector<int32_t>& tokens = session().state().tokens;
-  const size_t vocab = static_cast<size_t>(session().engine()->model().config().vocab_size);
-  const int64_t group = run.forward->max_head_rows();
-  for (int64_t at = first_wanted; at < run.end; at += group) {
-    const int64_t count = std::min(group, run.end - at);
-    rows_.clear();
-    for (int64_t i = 0; i < count; ++i) {
-      rows_.push_back(run.row_begin + static_cast<int32_t>(at - run.begin + i));
+  for (int64_t at = first; at < run.end; ++at) {
+    std::span<float> row;
+    DSV3_TRY(run.logits(at, &row));
+    const auto index = static_cast<size_t>(at - base_);
+    if (options_.logits != nullptr) {
+      std::copy(row.begin(), row.end(), options_.logits + index * row.size());
     }
-    const auto out_row = static_cast<size_t>(at - base_);
-    float* logits =
-        options_.logits != nullptr ? options_.logits + out_row * vocab : run.scratch.data();
-    DSV3_TRY(run.forward->head(rows_, logits));
-    if (options_.logprobs == nullptr) continue;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto next = static_cast<size_t>(at + i + 1);
-      if (next >= tokens.size()) break;
-      const std::span<const float> row(logits + static_cast<size_t>(i) * vocab, vocab);
-      options_.logprobs[out_row + static_cast<size_t>(i)] =
-          LogSoftmax(row)(row[static_cast<size_t>(tokens[next])]);
-    }
+    const auto next = static_cast<size_t>(at + 1);
+    if (options_.logprobs == nullptr || next == tokens.size()) continue;
+    options_.logprobs[index] = LogSoftmax(row)(row[static_cast<size_t>(tokens[next])]);
   }
   return {};
 }
@@ -127,7 +120,7 @@ Status Evaluation::commit(const StepRun& run, Finish* finish) {
   const int64_t first = std::max(run.begin, base_);
   if (first < run.end) {
     if (options_.logits != nullptr || options_.logprobs != nullptr) {
-      DSV3_TRY(head_rows(run, first));
+      DSV3_TRY(read_logits(run, first));
     }
     if (options_.hidden != nullptr) {
       const auto width = static_cast<size_t>(session().engine()->model().config().hidden_size);

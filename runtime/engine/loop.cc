@@ -112,10 +112,15 @@ void Engine::run_plan(StepPlan* plan) {
   }
 }
 
-Status Engine::reserve_pages(const PlanRows& part) {
+// Pages for the part's rows; where its draft's find none, it goes without.
+Status Engine::reserve_pages(PlanRows* part) {
   const std::lock_guard lock(mutex_);
-  Session::State& s = part.task->session().state();
-  Status status = s.table.make_writable(part.begin, part.end);
+  Session::State& s = part->task->session().state();
+  Status status = s.table.make_writable(part->begin, part->end);
+  if (status.code() == Code::kCapacity && part->end > part->draft_begin) {
+    part->end = part->draft_begin;
+    status = s.table.make_writable(part->begin, part->end);
+  }
   if (status.code() != Code::kCapacity || spare_ == nullptr || spare_->state().running != nullptr) {
     return status;
   }
@@ -123,28 +128,40 @@ Status Engine::reserve_pages(const PlanRows& part) {
   spare.computed = 0;
   spare.table.truncate(0);
   spare_->publish();
-  return s.table.make_writable(part.begin, part.end);
+  return s.table.make_writable(part->begin, part->end);
+}
+
+// The rows of all parts, one after another.
+void Engine::gather_rows(StepPlan* plan) {
+  step_tokens_.clear();
+  step_sequences_.clear();
+  step_logits_->clear();
+  for (PlanRows& part : plan->parts) {
+    const Session::State& s = part.task->session().state();
+    part.row_begin = static_cast<int32_t>(step_tokens_.size());
+    step_sequences_.push_back({part.row_begin, part.rows(), part.begin, s.table.data()});
+    const int64_t known = std::min(part.end, part.draft_begin);
+    step_tokens_.insert(step_tokens_.end(), s.tokens.begin() + part.begin,
+                        s.tokens.begin() + known);
+    const std::span<const int32_t> draft =
+        part.task->draft().first(static_cast<size_t>(part.end - known));
+    step_tokens_.insert(step_tokens_.end(), draft.begin(), draft.end());
+    part.logits_begin = std::clamp(part.task->first_logits(), part.begin, part.end);
+    const auto before = static_cast<int32_t>(part.logits_begin - part.begin);
+    part.head_begin = step_logits_->add(part.row_begin + before, part.row_begin + part.rows());
+  }
 }
 
 void Engine::run_step(StepPlan* plan) {
   const int64_t now = monotonic_ns();
   for (PlanRows& part : plan->parts) {
     part.task->started(now);
-    const Status reserved = reserve_pages(part);
+    const Status reserved = reserve_pages(&part);
     if (!reserved.ok()) fail(&part, reserved);
   }
   std::erase_if(plan->parts, [](const PlanRows& part) { return part.task == nullptr; });
   if (plan->parts.empty()) return;
-
-  step_tokens_.clear();
-  step_sequences_.clear();
-  for (PlanRows& part : plan->parts) {
-    const Session::State& s = part.task->session().state();
-    part.row_begin = static_cast<int32_t>(step_tokens_.size());
-    step_sequences_.push_back({part.row_begin, part.rows(), part.begin, s.table.data()});
-    step_tokens_.insert(step_tokens_.end(), s.tokens.begin() + part.begin,
-                        s.tokens.begin() + part.end);
-  }
+  gather_rows(plan);
   Step step;
   step.tokens = step_tokens_;
   step.sequences = step_sequences_;
@@ -155,7 +172,6 @@ void Engine::run_step(StepPlan* plan) {
   if (status.code() == Code::kCancelled)
     return;  // the loop finds out whose; others are planned again
   if (status.ok()) {
-    read_logits(plan);
     commit(plan, step);
   } else if (plan->parts.size() == 1) {
     fail(&plan->parts[0], status);
@@ -174,49 +190,38 @@ void Engine::run_alone(StepPlan* plan) {
   }
 }
 
-// The last rows' logits of the tasks that asked for them, to logits_.
-void Engine::read_logits(StepPlan* plan) {
-  const auto vocab = static_cast<size_t>(model_->config().vocab_size);
-  head_rows_.clear();
-  for (PlanRows& part : plan->parts) {
-    part.head_row = -1;
-    if (!part.task->wants_logits(part.end)) continue;
-    part.head_row = static_cast<int32_t>(head_rows_.size());
-    head_rows_.push_back(part.row_begin + part.rows() - 1);
-  }
-  if (head_rows_.empty()) return;
-  Status status = forward_->head(head_rows_, logits_.data());
-  if (status.ok()) return;
-  for (PlanRows& part : plan->parts) {
-    if (part.head_row < 0) continue;
-    const auto row = static_cast<size_t>(part.head_row);
-    if (head_rows_.size() > 1) {
-      status = forward_->head(std::span(head_rows_).subspan(row, 1), logits_.data() + row * vocab);
-    }
-    if (!status.ok()) fail(&part, status);
-  }
+// How many tokens of the session are computed after the part's rows ran: rows that stood for other
+// tokens than the session has (a draft's, rejected) do not count.
+int64_t Engine::computed_after(const PlanRows& part) const {
+  const std::vector<int32_t>& tokens = part.task->session().state().tokens;
+  const auto known = std::min(part.end, static_cast<int64_t>(tokens.size()));
+  int64_t at = std::min(part.draft_begin, known);
+  const auto* row = step_tokens_.data() + part.row_begin;
+  while (at < known && tokens[static_cast<size_t>(at)] == row[at - part.begin]) ++at;
+  return at;
+}
+
+void Engine::set_computed(const PlanRows& part) {
+  const std::lock_guard lock(mutex_);
+  Session& session = part.task->session();
+  session.state().computed = computed_after(part);
+  session.publish();
 }
 
 void Engine::commit(StepPlan* plan, const Step& step) {
-  const auto vocab = static_cast<size_t>(model_->config().vocab_size);
   for (PlanRows& part : plan->parts) {
-    if (part.task == nullptr) continue;
-    {
-      const std::lock_guard lock(mutex_);
-      part.task->session().state().computed = part.end;
-      part.task->session().publish();
-    }
+    set_computed(part);
     StepRun run;
     run.forward = forward_.get();
     run.sampler = sampler_.get();
     run.step = &step;
+    run.head = step_logits_.get();
     run.row_begin = part.row_begin;
     run.begin = part.begin;
     run.end = part.end;
-    run.scratch = logits_;
-    if (part.head_row >= 0) {
-      run.logits = run.scratch.subspan(static_cast<size_t>(part.head_row) * vocab, vocab);
-    }
+    run.draft_begin = part.draft_begin;
+    run.logits_begin = part.logits_begin;
+    run.head_begin = part.head_begin;
     Finish finish;
     Status status;
     try {
@@ -226,6 +231,7 @@ void Engine::commit(StepPlan* plan, const Step& step) {
     } catch (...) {
       status = internal_;
     }
+    if (part.end > part.draft_begin) set_computed(part);
     if (!status.ok()) {
       fail(&part, status);
     } else if (finish.reason != FinishReason::kNone) {

@@ -156,9 +156,10 @@ bool Request::is_stop_token(int32_t id) const {
   return std::binary_search(stop_tokens_.begin(), stop_tokens_.end(), id);
 }
 
-bool Request::wants_logits(int64_t end) const {
-  return end == static_cast<int64_t>(session().state().tokens.size()) && options_.max_tokens > 0 &&
-         end < max_length_;
+int64_t Request::first_logits() const {
+  const auto length = static_cast<int64_t>(session().state().tokens.size());
+  const bool generates = options_.max_tokens > 0 && length < max_length_;
+  return generates ? length - 1 : std::numeric_limits<int64_t>::max();
 }
 
 void Request::started(int64_t now_ns) {
@@ -183,11 +184,13 @@ Status Request::run_hook(void* self, std::span<float> logits, std::span<const in
   return {};
 }
 
-Status Request::sample(const StepRun& run) {
+// Samples what follows the row at `position`, the last of the session's tokens.
+Status Request::sample(const StepRun& run, int64_t position) {
+  std::span<float> logits;
+  DSV3_TRY(run.logits(position, &logits));
   LogitsHook hook;
   if (options_.logits_hook != nullptr) hook = {run_hook, this};
-  return run.sampler->sample(options_.sampling, session().state().tokens, run.logits, hook,
-                             &sampled_);
+  return run.sampler->sample(options_.sampling, session().state().tokens, logits, hook, &sampled_);
 }
 
 Status Request::append(int32_t token) {
@@ -210,6 +213,31 @@ Status Request::append(int32_t token) {
   return {};
 }
 
+// A token after each row, as long as the next row stood for the very token that was sampled.
+Status Request::generate(const StepRun& run, Finish* finish) {
+  for (int64_t at = run.draft_begin - 1;; ++at) {
+    DSV3_TRY(sample(run, at));
+    DSV3_TRY(append(sampled_.id));
+    const bool stop = is_stop_token(sampled_.id);
+    const bool matched = emit_token(stop);
+    if (stop) {
+      finish->reason = FinishReason::kStopToken;
+      stop_token_ = sampled_.id;
+    } else if (matched) {
+      finish->reason = FinishReason::kStopString;
+      matched_stop_ = decoder_->matched_stop();
+    } else if (statistics_.generated_tokens >= options_.max_tokens) {
+      finish->reason = FinishReason::kMaxTokens;
+    } else if (at + 2 >= max_length_) {
+      finish->reason = FinishReason::kContextLength;
+    }
+    if (finish->reason != FinishReason::kNone || at + 1 == run.end ||
+        run.token(at + 1) != sampled_.id) {
+      return {};
+    }
+  }
+}
+
 Status Request::commit(const StepRun& run, Finish* finish) {
   pushed_ = false;
   const auto prompt = static_cast<int64_t>(statistics_.prompt_tokens);
@@ -222,24 +250,10 @@ Status Request::commit(const StepRun& run, Finish* finish) {
   if (prompt_done_) {
     if (options_.max_tokens == 0) {
       finish->reason = FinishReason::kMaxTokens;
-    } else if (run.end >= max_length_) {
+    } else if (run.draft_begin >= max_length_) {
       finish->reason = FinishReason::kContextLength;
     } else {
-      DSV3_TRY(sample(run));
-      DSV3_TRY(append(sampled_.id));
-      const bool stop = is_stop_token(sampled_.id);
-      const bool matched = emit_token(stop);
-      if (stop) {
-        finish->reason = FinishReason::kStopToken;
-        stop_token_ = sampled_.id;
-      } else if (matched) {
-        finish->reason = FinishReason::kStopString;
-        matched_stop_ = decoder_->matched_stop();
-      } else if (statistics_.generated_tokens >= options_.max_tokens) {
-        finish->reason = FinishReason::kMaxTokens;
-      } else if (run.end + 1 >= max_length_) {
-        finish->reason = FinishReason::kContextLength;
-      }
+      DSV3_TRY(generate(run, finish));
     }
   }
   // The final event brings its own call.

@@ -65,8 +65,7 @@ class Request final : public Task {
 
   // --- Task
   bool paused() const override { return !options_.collect && queue_.full(); }
-  bool batchable() const override { return true; }
-  bool wants_logits(int64_t end) const override;
+  int64_t first_logits() const override;
   void started(int64_t now_ns) override;
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;
@@ -76,7 +75,8 @@ class Request final : public Task {
 
  private:
   bool is_stop_token(int32_t id) const;
-  Status sample(const StepRun& run);
+  Status sample(const StepRun& run, int64_t position);
+  Status generate(const StepRun& run, Finish* finish);
   Status append(int32_t token);  // kCancelled when the owner is gone
   // Events of a new token; true when a stop string ended the answer.
   bool emit_token(bool is_stop_token);

@@ -12,38 +12,89 @@ int64_t rows_left(const Task& task) {
 
 }  // namespace
 
-void StepPlan::add(const std::shared_ptr<Task>& task, int64_t begin, int64_t end) {
-  parts.push_back({task, begin, end, rows, -1});
-  rows += parts.back().rows();
+void Scheduler::collect(std::span<const std::shared_ptr<Task>> tasks) {
+  order_.clear();
+  for (const auto& task : tasks) {
+    const int64_t left = rows_left(*task);
+    if (left > 0 && !task->paused()) order_.push_back({&task, left});
+  }
+  // Equal ones stay in the order they came in: the address in `tasks` decides.
+  std::sort(order_.begin(), order_.end(), [](const Candidate& a, const Candidate& b) {
+    const Task &x = **a.task, &y = **b.task;
+    if (x.priority() != y.priority()) return x.priority() < y.priority();
+    if (x.last_served != y.last_served) return x.last_served < y.last_served;
+    return a.task < b.task;
+  });
+}
+
+// How many rows the step still has for a task.
+int32_t Scheduler::room_for(const Task& task, const StepPlan& plan) const {
+  if (plan.parts.size() >= static_cast<size_t>(limits_.tasks)) return 0;
+  const int32_t room = limits_.rows - plan.rows;
+  return task.priority() == best_ ? room : std::min(room, kBesideRows - beside_);
+}
+
+void Scheduler::add(const Candidate& candidate, int64_t rows, StepPlan* out) {
+  const std::shared_ptr<Task>& task = *candidate.task;
+  const Session::State& s = task->session().state();
+  PlanRows part;
+  part.task = task;
+  part.begin = s.computed;
+  part.end = s.computed + rows;
+  part.draft_begin = static_cast<int64_t>(s.tokens.size());
+  task->last_served = clock_;
+  out->rows += part.rows();
+  if (task->priority() != best_) beside_ += part.rows();
+  out->parts.push_back(std::move(part));
+}
+
+// Drafts extend the parts that reach their sequence's end; everyone gets an equal share of the
+// room.
+void Scheduler::add_drafts(int32_t most_rows, StepPlan* out) {
+  auto waiting = static_cast<int32_t>(out->parts.size());
+  for (PlanRows& part : out->parts) {
+    const int64_t share = std::max(0, most_rows - out->rows) / waiting--;
+    if (part.task->priority() != best_) continue;
+    const auto draft = static_cast<int64_t>(part.task->draft().size());
+    const int64_t rows =
+        std::min({draft, share, int64_t{limits_.draft}, limits_.sequence - part.end});
+    if (rows <= 0) continue;
+    part.end += rows;
+    out->rows += static_cast<int32_t>(rows);
+  }
 }
 
 void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, StepPlan* out) {
   out->clear();
-  const std::shared_ptr<Task>* first = nullptr;
-  for (const auto& task : tasks) {
-    if (task->paused() || rows_left(*task) == 0) continue;
-    if (first == nullptr || task->priority() < (*first)->priority() ||
-        (task->priority() == (*first)->priority() && task->last_served < (*first)->last_served)) {
-      first = &task;
-    }
-  }
-  if (first == nullptr) return;
-  const int64_t left = rows_left(**first);
+  collect(tasks);
+  if (order_.empty()) return;
   ++clock_;
-  const auto add = [&](const std::shared_ptr<Task>& task, int64_t rows) {
-    const int64_t begin = task->session().state().computed;
-    out->add(task, begin, begin + rows);
-    task->last_served = clock_;
-  };
-  add(*first, std::min<int64_t>(left, prefill_chunk_));
-  if (left != 1 || !(*first)->batchable()) return;
-  const Priority priority = (*first)->priority();
-  // From the first on, around: where not all fit, everyone's turn comes.
-  const auto start = static_cast<size_t>(first - tasks.data());
-  for (size_t i = 1; i < tasks.size() && out->rows < max_batch_; ++i) {
-    const auto& task = tasks[(start + i) % tasks.size()];
-    if (task->priority() != priority || !task->batchable()) continue;
-    if (rows_left(*task) == 1 && !task->paused()) add(task, 1);
+  best_ = (*order_[0].task)->priority();
+  beside_ = 0;
+  if ((*order_[0].task)->exclusive()) {
+    add(order_[0], std::min<int64_t>(order_[0].left, limits_.prefill), out);
+    return;
+  }
+  // However many decode, a prompt that waits in their class gets on.
+  const bool prompts = std::any_of(order_.begin(), order_.end(), [&](const Candidate& c) {
+    return c.left > 1 && (*c.task)->priority() == best_;
+  });
+  const int32_t decode_rows = prompts ? limits_.rows - std::max(1, limits_.rows / 4) : limits_.rows;
+  const size_t decode_tasks = static_cast<size_t>(limits_.tasks - (prompts ? 1 : 0));
+  for (const Candidate& c : order_) {
+    if (out->rows == decode_rows || out->parts.size() == decode_tasks) break;
+    const Task& task = **c.task;
+    if (c.left == 1 && !task.exclusive() && room_for(task, *out) > 0) add(c, 1, out);
+  }
+  if (!out->parts.empty()) add_drafts(prompts ? limits_.rows / 2 : limits_.rows, out);
+  int32_t prefill = limits_.prefill;
+  for (const Candidate& c : order_) {
+    const Task& task = **c.task;
+    if (c.left == 1 || task.exclusive()) continue;
+    const int64_t rows = std::min<int64_t>({c.left, prefill, room_for(task, *out)});
+    if (rows <= 0) continue;
+    prefill -= static_cast<int32_t>(rows);
+    add(c, rows, out);
   }
 }
 

@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <span>
 
 #include "runtime/base/status.h"
 #include "runtime/engine/callback.h"
 #include "runtime/engine/events.h"
+#include "runtime/engine/logits.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/session.h"
 #include "runtime/forward/model.h"
@@ -24,15 +26,31 @@ struct Finish {
   Status status;
 };
 
-// A step that ran, as a task sees its share of it.
+// A step that ran, as a task sees its share of it: rows at positions [begin, end) of its session.
+// Those from `draft_begin` on (the session's length when the step was planned) hold tokens of the
+// task's draft, which nobody has accepted yet.
 struct StepRun {
   ForwardModel* forward = nullptr;
   Sampler* sampler = nullptr;
-  const Step* step = nullptr;
-  int32_t row_begin = 0;       // of the task's rows in the step
-  int64_t begin = 0, end = 0;  // positions of these rows
-  std::span<float> logits;     // [vocab] of the last row, where wants_logits() said so
-  std::span<float> scratch;    // [max_head_rows, vocab]; overlaps `logits`
+  const Step* step = nullptr;  // all tasks' rows
+  StepLogits* head = nullptr;
+  int32_t row_begin = 0;  // of the task's rows in the step
+  int64_t begin = 0, end = 0;
+  int64_t draft_begin = 0;
+  int64_t logits_begin = 0;  // position of the first row whose logits may be asked for
+  int32_t head_begin = 0;    // that row's index in `head`
+
+  // The token that the row at `position` stood for.
+  int32_t token(int64_t position) const {
+    return step->tokens[static_cast<size_t>(row_begin + (position - begin))];
+  }
+  // Logits [vocab] after `position`, which is at least Task::first_logits(); valid until the next
+  // call, and the caller's to change. Ascending positions, each at most once: the head runs for
+  // some rows at a time, when they are asked for, so that the rest of a rejected draft costs
+  // nothing more.
+  Status logits(int64_t position, std::span<float>* out) const {
+    return head->get(head_begin + static_cast<int32_t>(position - logits_begin), out);
+  }
 };
 
 class Task {
@@ -72,13 +90,18 @@ class Task {
   // --- The engine's thread only.
   // Its consumer is behind: not to be served now.
   virtual bool paused() const { return false; }
-  // Whether it may share a step with others when it has one row left to compute.
-  virtual bool batchable() const { return false; }
-  // Whether the logits of the row at `end` - 1 are needed after a step up to `end`.
-  virtual bool wants_logits(int64_t end) const = 0;
+  // Must have a step of its own.
+  virtual bool exclusive() const { return false; }
+  // commit() may ask for the logits of rows from this position on; INT64_MAX: of none.
+  virtual int64_t first_logits() const = 0;
+  // Tokens that may follow the session's sequence. A step that reaches the sequence's end may go on
+  // through some of them (as many as there is room for); what commit() does not append to the
+  // session is rolled back. Not changed between planning and commit().
+  virtual std::span<const int32_t> draft() const { return {}; }
   virtual void started(int64_t /*now_ns*/) {}
-  // The step ran; the session's computed length is up to date. Sets *finish to end the task; an
-  // error ends it too.
+  // The step ran. Appends what it accepts to the session: a draft's row stays computed if and only
+  // if the session has its token at its position afterwards. Sets *finish to end the task; an error
+  // ends it too.
   virtual Status commit(const StepRun& run, Finish* finish) = 0;
   // Under the engine's mutex, before the session is free for others.
   virtual void settle(bool /*success*/) noexcept {}
