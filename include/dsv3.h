@@ -426,7 +426,7 @@ typedef struct dsv3_request_options {
   const dsv3_logit_bias *logit_bias; /* read while starting */
   uint32_t logit_bias_count;
   uint32_t logit_bias_stride;
-  /* NUL-terminated, at most 64 of at most 1,024 bytes; never part of the text that is reported. */
+  /* NUL-terminated UTF-8, at most 64 of at most 1,024 bytes; never part of the text that is reported. */
   const char *const *stop_strings;
   const int32_t *stop_tokens; /* beside the model's end-of-sentence tokens */
   uint32_t stop_string_count;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "runtime/engine/engine.h"
+#include "runtime/text/utf8.h"
 
 namespace dsv3 {
 
@@ -26,6 +27,10 @@ Status RequestOptions::validate(const Model& model) const {
       return make_field_error(Code::kInvalidArgument, "stop_strings",
                               "stop_strings[%zu] has %zu bytes, expected 1 to %zu", i,
                               stop_strings[i].size(), kMaxStopStringBytes);
+    }
+    if (!is_valid_utf8(stop_strings[i])) {
+      return make_field_error(Code::kInvalidArgument, "stop_strings",
+                              "stop_strings[%zu] is not valid UTF-8: no text could contain it", i);
     }
   }
   if (!stop_strings.empty() && !model.has_tokenizer()) {

@@ -1,0 +1,49 @@
+// What the tests of requests share: a context with short prompt chunks, prompts of any length.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <vector>
+
+#include "tests/api/api_support.h"
+
+namespace dsv3::test::requests {
+
+struct Fixture {
+  ModelHandle model = open_model();
+  ContextHandle context = make_context(model.get(), {.prefill_chunk = 64});
+};
+inline Fixture& shared() {
+  static Fixture fixture;
+  return fixture;
+}
+
+inline std::vector<int32_t> prompt_tokens(size_t count) {
+  const std::vector<int32_t> text = tokenize(shared().model.get(), python_text());
+  std::vector<int32_t> tokens(count);
+  for (size_t i = 0; i < count; ++i) tokens[i] = text[i % text.size()];
+  return tokens;
+}
+
+inline SessionHandle session_with(size_t count, dsv3_context* context = shared().context.get()) {
+  SessionHandle session = make_session(context);
+  append(session.get(), prompt_tokens(count));
+  return session;
+}
+
+inline dsv3_request_options long_request() {
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1900;
+  options.ignore_eos = 1;
+  options.max_queued_events = 4096;
+  return options;
+}
+
+inline dsv3_event next_event(dsv3_request* request) {
+  dsv3_event event;
+  event.struct_size = sizeof event;
+  REQUIRE(dsv3_request_next(request, DSV3_WAIT_FOREVER, &event, nullptr) == DSV3_OK);
+  return event;
+}
+
+}  // namespace dsv3::test::requests

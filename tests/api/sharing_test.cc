@@ -1,0 +1,191 @@
+// Requests and what they share: priorities, the page budget, statistics, the model's file, the log.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "tests/api/request_support.h"
+
+using namespace dsv3::test;            // NOLINT
+using namespace dsv3::test::requests;  // NOLINT
+using Clock = std::chrono::steady_clock;
+
+TEST_CASE("interactive requests come before background ones") {
+  const SessionHandle background = session_with(1900), interactive = session_with(60);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 4;
+  options.ignore_eos = 1;
+  options.priority = DSV3_PRIORITY_BACKGROUND;
+  const RequestHandle first = start(background.get(), options);
+  options.priority = DSV3_PRIORITY_INTERACTIVE;
+  const RequestHandle second = start(interactive.get(), options);
+  finish(second.get());
+  CHECK(dsv3_session_computed(background.get()) < 1900);
+  CHECK(finish(first.get()).tokens.size() == 4);
+}
+
+TEST_CASE("the page budget: too large at once, and exhausted on the way") {
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  const uint64_t page = info.page_bytes;
+  const ContextHandle context =
+      make_context(shared().model.get(), {.prefill_chunk = 64, .cache_bytes = 4 * page});
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.pages == 4);
+  Error error;
+  dsv3_request* request = nullptr;
+  const SessionHandle large = session_with(257, context.get());
+  CHECK(dsv3_request_start(large.get(), nullptr, &request, error.out()) == DSV3_E_CAPACITY);
+  CHECK_FALSE(error.retryable());
+  CHECK(error.field() == "cache_bytes");
+  const std::vector<int32_t> tokens = prompt_tokens(300);
+  const SessionHandle empty = make_session(context.get());
+  CHECK(dsv3_session_evaluate(empty.get(), tokens.data(), 300, nullptr, error.out()) ==
+        DSV3_E_CAPACITY);
+  CHECK(dsv3_session_length(empty.get()) == 0);
+
+  // One holds three pages, the other cannot get its second.
+  dsv3_request_options options = request_options();
+  options.ignore_eos = 1;
+  options.max_tokens = 0;
+  SessionHandle holder = session_with(150, context.get());
+  generate(holder.get(), options);
+  options.max_tokens = 100;
+  const SessionHandle starved = session_with(40, context.get());
+  const Outcome outcome = generate(starved.get(), options);
+  CHECK(outcome.reason == DSV3_FINISH_ERROR);
+  CHECK(outcome.status == DSV3_E_CAPACITY);
+  CHECK(outcome.error_field == "cache_bytes");
+  CHECK(dsv3_session_length(starved.get()) == 40 + outcome.tokens.size());
+  CHECK(outcome.tokens.size() == 25);  // up to the page's end, and the one that would open the next
+  // Afterwards there is room.
+  holder.reset();
+  const Outcome rest = generate(starved.get(), options);
+  CHECK(rest.tokens.size() == 100);
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.pages_used == 3);  // 164 computed tokens
+
+  // What a completion left in the cache gives way.
+  char* text = nullptr;
+  options.max_tokens = 4;
+  const SessionHandle next = session_with(60, context.get());
+  dsv3_request_options two = options;
+  CHECK(dsv3_session_truncate(starved.get(), 0, nullptr) == DSV3_OK);
+  const std::string prefix = python_text().substr(0, 400);
+  REQUIRE(dsv3_complete(context.get(), prefix.data(), prefix.size(), nullptr, 0, &two, &text,
+                        nullptr, error.out()) == DSV3_OK);
+  dsv3_string_free(text);
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.pages_used > 0);
+  options.max_tokens = 190;
+  CHECK(generate(next.get(), options).tokens.size() == 190);
+}
+
+TEST_CASE("statistics add up") {
+  const SessionHandle session = session_with(500);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 20;
+  options.ignore_eos = 1;
+  const RequestHandle request = start(session.get(), options);
+  const Outcome outcome = finish(request.get());
+  dsv3_request_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_request_get_statistics(request.get(), &s, nullptr) == DSV3_OK);
+  CHECK(s.total_ns == outcome.statistics.total_ns);
+  CHECK(s.prompt_tokens == 500);
+  CHECK(s.generated_tokens == 20);
+  CHECK(s.first_token_ns >= s.queue_ns + s.prefill_ns);
+  CHECK(s.total_ns >= s.first_token_ns + s.decode_ns);
+  CHECK(s.prefill_ns > 0);
+  CHECK(s.decode_ns > 0);
+}
+
+TEST_CASE("a mapped file that changes ends requests; a copied one may go") {
+  const std::string path = scratch_folder().file("changing.dsv3");
+  write_bytes(path, read_bytes(tiny_coder()));
+  dsv3_model_options model_options;
+  dsv3_model_options_init(&model_options, sizeof model_options);
+  for (const int32_t residency : {DSV3_RESIDENCY_COPY, DSV3_RESIDENCY_MAP}) {
+    model_options.residency = residency;
+    dsv3_model* raw = nullptr;
+    Error error;
+    REQUIRE(dsv3_model_open(path.c_str(), &model_options, &raw, error.out()) == DSV3_OK);
+    const ModelHandle model(raw);
+    const ContextHandle context = make_context(model.get());
+    const SessionHandle session = session_with(30, context.get());
+    dsv3_request_options options = request_options();
+    options.max_tokens = 4;
+    options.ignore_eos = 1;
+    CHECK(generate(session.get(), options).tokens.size() == 4);
+    // The same size and contents: only the times tell.
+    write_bytes(path, read_bytes(tiny_coder()));
+    const Outcome outcome = generate(session.get(), options);
+    if (residency == DSV3_RESIDENCY_COPY) {
+      CHECK(outcome.tokens.size() == 4);
+      continue;
+    }
+    CHECK(outcome.reason == DSV3_FINISH_ERROR);
+    CHECK(outcome.status == DSV3_E_FILE_CHANGED);
+    CHECK(outcome.error_message.find("changing.dsv3") != std::string::npos);
+    CHECK(dsv3_session_length(session.get()) == 34);
+  }
+}
+
+TEST_CASE("a model without a tokenizer generates ids, and refuses text by name") {
+  const std::string path = scratch_folder().file("micro.dsv3");
+  Error error;
+  REQUIRE(dsv3_convert(source_path("tests/data/models/v3-micro").c_str(), path.c_str(), nullptr,
+                       error.out()) == DSV3_OK);
+  const ModelHandle model = open_model(path);
+  const ContextHandle context = make_context(model.get());
+  const SessionHandle session = make_session(context.get());
+  append(session.get(), {1, 2, 3, 4, 5});
+  dsv3_request_options options = request_options();
+  options.max_tokens = 5;
+  options.ignore_eos = 1;
+  const Outcome outcome = generate(session.get(), options);
+  CHECK(outcome.tokens.size() == 5);
+  CHECK(outcome.text.empty());
+  CHECK(dsv3_session_append_text(session.get(), "a", 1, 0, nullptr, nullptr, error.out()) ==
+        DSV3_E_UNSUPPORTED);
+  CHECK(error.message().find("micro.dsv3") != std::string::npos);
+  const char* const stops[] = {"x"};
+  options.stop_strings = stops;
+  options.stop_string_count = 1;
+  dsv3_request* request = nullptr;
+  CHECK(dsv3_request_start(session.get(), &options, &request, error.out()) == DSV3_E_UNSUPPORTED);
+  CHECK(error.field() == "stop_strings");
+}
+
+TEST_CASE("reasoning is reported apart") {
+  const SessionHandle session = session_with(30);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 12;
+  options.ignore_eos = 1;
+  const Outcome answer = generate(fork_session(session.get()).get(), options);
+  options.reasoning = 1;
+  const Outcome reasoning = generate(session.get(), options);
+  CHECK(answer.reasoning.empty());
+  CHECK(reasoning.text.empty());
+  CHECK(reasoning.reasoning == answer.text);
+  CHECK(reasoning.tokens == answer.tokens);
+}
+
+TEST_CASE("logs go to the context's sink") {
+  std::vector<std::string> lines;
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.threads = 1;
+  options.log_user = &lines;
+  options.log = [](void* user, int32_t level, const char* message) {
+    if (level == DSV3_LOG_INFO) static_cast<std::vector<std::string>*>(user)->emplace_back(message);
+  };
+  dsv3_context* context = nullptr;
+  REQUIRE(dsv3_context_create(shared().model.get(), &options, &context, nullptr) == DSV3_OK);
+  dsv3_context_free(context);
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].find("kernels") != std::string::npos);
+}
