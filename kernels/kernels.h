@@ -103,6 +103,10 @@ struct LinearArgs {
 // bytes holds zero latents.
 inline constexpr int kLatentPageTokens = 64;
 
+// Raised with every change that lets any set compute other bits for the same inputs, so that saved
+// latents of an older library are not continued with a newer one's.
+inline constexpr uint32_t kNumericRevision = 1;
+
 // Consecutive rows of a batch that belong to one sequence, at consecutive positions.
 struct SequenceRows {
   int32_t row_begin = 0;

@@ -1,0 +1,197 @@
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "runtime/base/os_directory.h"
+
+namespace dsv3 {
+namespace {
+
+constexpr char kLockName[] = ".lock";
+constexpr char kTemporaryPrefix[] = ".tmp-";
+
+Status directory_error(const std::string& path, const char* action, int error) {
+  char buffer[128];
+  const char* text = strerror_r(error, buffer, sizeof buffer);  // GNU's
+  const Code code = error == ENOENT ? Code::kNotFound : Code::kIo;
+  return make_error(code, "%s: cannot %s: %s", path.c_str(), action, text);
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+Status write_all(int fd, std::span<const std::byte> bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), std::min<size_t>(bytes.size(), 1U << 30));
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return directory_error(path, "write", errno);
+    }
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  return {};
+}
+
+}  // namespace
+
+PrivateDirectory::Lock::Lock(Lock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+PrivateDirectory::Lock::~Lock() {
+  if (fd_ >= 0) ::close(fd_);  // which unlocks
+}
+
+uint64_t PrivateDirectory::Lock::counter() const {
+  uint64_t value = 0;
+  return ::pread(fd_, &value, sizeof value, 0) == sizeof value ? value : 0;
+}
+void PrivateDirectory::Lock::set_counter(uint64_t value) {
+  // Lost (a full disk): whoever reads 0 counts again.
+  if (::pwrite(fd_, &value, sizeof value, 0) != sizeof value && ::ftruncate(fd_, 0) != 0) return;
+}
+
+Result<PrivateDirectory> PrivateDirectory::open(const std::string& path) {
+  if (path.empty() || path.find('\0') != std::string::npos) {
+    return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
+  }
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return directory_error(path, "make the directory", errno);
+  }
+  Descriptor fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (fd.get() < 0) return directory_error(path, "open the directory", errno);
+  struct stat st;
+  if (::fstat(fd.get(), &st) != 0) return directory_error(path, "look at the directory", errno);
+  if (st.st_uid != ::geteuid()) {
+    return make_error(Code::kIo, "%s: belongs to user %u, expected this process's user, %u",
+                      path.c_str(), static_cast<unsigned>(st.st_uid),
+                      static_cast<unsigned>(::geteuid()));
+  }
+  if ((st.st_mode & 0077) != 0) {
+    return make_error(Code::kIo, "%s: has mode %04o, expected 0700: others could read it",
+                      path.c_str(), static_cast<unsigned>(st.st_mode & 07777));
+  }
+  return PrivateDirectory(fd.release(), path);
+}
+
+PrivateDirectory::PrivateDirectory(PrivateDirectory&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+PrivateDirectory::~PrivateDirectory() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Result<PrivateDirectory::Lock> PrivateDirectory::lock() const {
+  // Its own description each time: threads of one process exclude each other too.
+  Descriptor fd(::openat(fd_, kLockName, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (fd.get() < 0) return directory_error(path_, "open its lock", errno);
+  while (::flock(fd.get(), LOCK_EX) != 0) {
+    if (errno != EINTR) return directory_error(path_, "lock it", errno);
+  }
+  return Lock(fd.release());
+}
+
+Result<std::vector<PrivateDirectory::Entry>> PrivateDirectory::list() const {
+  Descriptor fd(::openat(fd_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  DIR* dir = fd.get() < 0 ? nullptr : ::fdopendir(fd.get());
+  if (dir == nullptr) return directory_error(path_, "list", errno);
+  fd.release();  // closedir closes it
+  struct Closer {
+    DIR* dir;
+    ~Closer() { ::closedir(dir); }
+  } closer{dir};
+  std::vector<Entry> entries;
+  while (const dirent* item = ::readdir(dir)) {
+    struct stat st;
+    if (::fstatat(fd_, item->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) continue;  // gone meanwhile
+    if (!S_ISREG(st.st_mode) || strcmp(item->d_name, kLockName) == 0) continue;
+    Entry entry;
+    entry.name = item->d_name;
+    entry.size = static_cast<uint64_t>(st.st_size);
+    entry.used_ns = st.st_mtim.tv_sec * int64_t{1'000'000'000} + st.st_mtim.tv_nsec;
+    entries.push_back(std::move(entry));
+  }
+  return entries;
+}
+
+Status PrivateDirectory::read(const std::string& name, size_t max_bytes,
+                              std::vector<std::byte>* out, bool* found) const {
+  *found = false;
+  // O_NONBLOCK: what stands under the name may be a FIFO.
+  Descriptor fd(::openat(fd_, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (fd.get() < 0) {
+    if (errno == ENOENT) return {};
+    return directory_error(path_ + "/" + name, "open", errno);
+  }
+  struct stat st;
+  if (::fstat(fd.get(), &st) != 0) return directory_error(path_ + "/" + name, "look at", errno);
+  if (!S_ISREG(st.st_mode) || static_cast<uint64_t>(st.st_size) > max_bytes) {
+    return make_error(Code::kCorrupt, "%s/%s: has %lld bytes, expected a file of at most %zu",
+                      path_.c_str(), name.c_str(), static_cast<long long>(st.st_size), max_bytes);
+  }
+  out->resize(static_cast<size_t>(st.st_size));
+  size_t done = 0;
+  while (done < out->size()) {
+    const ssize_t n = ::read(fd.get(), out->data() + done, out->size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return directory_error(path_ + "/" + name, "read", errno);
+    if (n == 0) break;
+    done += static_cast<size_t>(n);
+  }
+  out->resize(done);
+  *found = true;
+  return {};
+}
+
+Status PrivateDirectory::write(const std::string& name,
+                               std::span<const std::span<const std::byte>> parts) const {
+  const std::string temporary =
+      kTemporaryPrefix + std::to_string(static_cast<long>(::getpid())) + "-" + name;
+  const std::string path = path_ + "/" + name;
+  ::unlinkat(fd_, temporary.c_str(), 0);  // of a writer that died
+  Descriptor fd(
+      ::openat(fd_, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (fd.get() < 0) return directory_error(path, "create a temporary file beside it", errno);
+  Status status;
+  for (const auto& part : parts) {
+    if (status.ok()) status = write_all(fd.get(), part, path);
+  }
+  if (status.ok() && ::renameat(fd_, temporary.c_str(), fd_, name.c_str()) != 0) {
+    status = directory_error(path, "rename the finished file to it", errno);
+  }
+  if (!status.ok()) ::unlinkat(fd_, temporary.c_str(), 0);
+  return status;
+}
+
+bool PrivateDirectory::contains(const std::string& name) const {
+  return ::faccessat(fd_, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+void PrivateDirectory::touch(const std::string& name) const {
+  const timespec now[2] = {{0, UTIME_NOW}, {0, UTIME_NOW}};
+  ::utimensat(fd_, name.c_str(), now, AT_SYMLINK_NOFOLLOW);
+}
+
+bool PrivateDirectory::remove(const std::string& name) const {
+  return ::unlinkat(fd_, name.c_str(), 0) == 0;
+}
+
+bool PrivateDirectory::is_temporary(const std::string& name) {
+  return name.starts_with(kTemporaryPrefix);
+}
+
+}  // namespace dsv3
