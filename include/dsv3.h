@@ -579,6 +579,7 @@ typedef struct dsv3_benchmark_options {
   const char *shape;      /* "tiny", "v2-lite", "v3": random weights made in memory, no file */
   int32_t layers;         /* of a synthetic model; 0 (default): all of the shape's */
   int32_t quick;          /* 1: the short lines only; default 0 */
+  int32_t profile;        /* 1: each line's time by operations as well; default 0 */
   const dsv3_context_options *context; /* threads and kernels; may be NULL */
   dsv3_progress_fn progress;           /* in lines of the result */
   void *progress_user;
@@ -590,7 +591,8 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
 /* Measures the machine's limits (read bandwidth, multiply-adds) and then, in the same run, decoding
  * and prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
  * "model" and "lines", each line with its seconds, tokens_per_second, bytes, flops and
- * percent_of_limit. */
+ * percent_of_limit; with `profile` also "profile", the time, bytes and flops of each kind of operation
+ * in one more repeat. The limits are measured before and after the lines; the better figures count. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
                                     dsv3_error **error);
 

@@ -13,55 +13,50 @@
 namespace dsv3::kernels {
 namespace {
 
-constexpr int kTries = 7;
+constexpr int kTries = 10;
 constexpr size_t kMemoryBytes = size_t{512} << 20;
 constexpr size_t kCacheBytes = size_t{256} << 10;  // of one thread: within any L2
 constexpr size_t kTaskBytes = size_t{1} << 20;
+constexpr int kCachePasses = 64;
 constexpr int64_t kPeakRounds = 400'000;
 
 struct Job {
+  const Peak* peak = nullptr;
+  double (*dot)(int64_t) = nullptr;
   const uint8_t* data = nullptr;
   size_t bytes = 0;
-  double (*peak)(int64_t) = nullptr;
+  int streams = 1;
   std::atomic<uint64_t> sum{0};
   std::atomic<int64_t> operations{0};
 };
 
-// Reads every byte; the sum is there so that nothing is left out.
-uint64_t read_all(const uint8_t* data, size_t bytes) {
-  uint64_t sums[8] = {};
-  for (size_t i = 0; i + 64 <= bytes; i += 64) {
-    uint64_t words[8];
-    std::memcpy(words, data + i, 64);
-    __builtin_prefetch(data + i + 4096);
-    for (int w = 0; w < 8; ++w) sums[w] += words[w];
-  }
-  uint64_t sum = 0;
-  for (const uint64_t s : sums) sum += s;
-  return sum;
-}
-
 void read_memory(void* context, int task, int) {
   Job& job = *static_cast<Job*>(context);
   const size_t begin = static_cast<size_t>(task) * kTaskBytes;
-  job.sum += read_all(job.data + begin, std::min(kTaskBytes, job.bytes - begin));
+  job.sum ^= job.peak->read(job.data + begin, std::min(kTaskBytes, job.bytes - begin), job.streams);
 }
-
-constexpr int kCachePasses = 64;
 
 void read_cache(void* context, int task, int) {
   Job& job = *static_cast<Job*>(context);
   uint64_t sum = 0;
   for (int pass = 0; pass < kCachePasses; ++pass) {
-    sum += read_all(job.data + static_cast<size_t>(task) * kCacheBytes, kCacheBytes);
+    sum ^= job.peak->read(job.data + static_cast<size_t>(task) * kCacheBytes, kCacheBytes, 1);
     asm volatile("" : "+r"(sum));
   }
-  job.sum += sum;
+  job.sum ^= sum;
 }
 
 void compute(void* context, int, int) {
   Job& job = *static_cast<Job*>(context);
-  job.operations += static_cast<int64_t>(job.peak(kPeakRounds));
+  job.operations += static_cast<int64_t>(job.dot(kPeakRounds));
+}
+
+const Peak* peak_of(std::string_view kernels) {
+#if defined(__x86_64__)
+  if (kernels == "avx512bf16") return peak_avx512bf16();
+  if (kernels == "avx2") return peak_avx2();
+#endif
+  return peak_portable();
 }
 
 double best_seconds(Pool* pool, Job* job, void (*run)(void*, int, int), int tasks) {
@@ -85,20 +80,20 @@ MachineLimits measure_machine(const Device* device) {
   if (!created.ok()) return limits;
   Pool* pool = created->get();
   Job job;
-  const std::string_view name = device->name();
-  limits.dot = "f32";
-  job.peak = dot_peak_portable;
+  job.peak = peak_of(device->name());
+  limits.dot = job.peak->dot_name;
+  // Four tasks a thread: one that was descheduled for a moment does not set the figure alone.
+  const auto dot_rate = [&](double (*dot)(int64_t)) {
+    job.dot = dot;
+    const double seconds = best_seconds(pool, &job, compute, 4 * threads);
+    return static_cast<double>(job.operations.load()) / seconds;
+  };
+  limits.dot_flops_per_second = dot_rate(job.peak->dot);
 #if defined(__x86_64__)
-  if (name == "avx512bf16") {
-    limits.dot = "bf16";
-    job.peak = dot_peak_avx512bf16;
-  } else if (name == "avx2") {
-    job.peak = dot_peak_avx2;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
+    limits.int8_ops_per_second = dot_rate(int8_peak_avx512vnni);
   }
 #endif
-  // Four tasks a thread: one that was descheduled for a moment does not set the figure alone.
-  const double seconds = best_seconds(pool, &job, compute, 4 * threads);
-  limits.dot_flops_per_second = static_cast<double>(job.operations.load()) / seconds;
 
   size_t bytes = kMemoryBytes;
   HostBuffer<uint8_t> buffer;
@@ -110,11 +105,25 @@ MachineLimits measure_machine(const Device* device) {
   std::memset(buffer.get(), 1, bytes);
   job.data = buffer.get();
   job.bytes = bytes;
-  limits.read_bytes_per_second =
-      static_cast<double>(bytes) /
-      best_seconds(pool, &job, read_memory, static_cast<int>(bytes / kTaskBytes));
+  for (const int streams : {1, 2, 4, 8}) {
+    job.streams = streams;
+    const double seconds =
+        best_seconds(pool, &job, read_memory, static_cast<int>(bytes / kTaskBytes));
+    limits.read_bytes_per_second =
+        std::max(limits.read_bytes_per_second, static_cast<double>(bytes) / seconds);
+  }
   limits.cache_bytes_per_second = static_cast<double>(threads) * kCacheBytes * kCachePasses /
                                   best_seconds(pool, &job, read_cache, threads);
+  return limits;
+}
+
+MachineLimits greater(const MachineLimits& a, const MachineLimits& b) {
+  MachineLimits limits = a;
+  const auto raise = [&](double MachineLimits::*of) { limits.*of = std::max(a.*of, b.*of); };
+  raise(&MachineLimits::read_bytes_per_second);
+  raise(&MachineLimits::cache_bytes_per_second);
+  raise(&MachineLimits::dot_flops_per_second);
+  raise(&MachineLimits::int8_ops_per_second);
   return limits;
 }
 

@@ -14,7 +14,7 @@ struct Options {
   std::string file, shape, plot;
   ContextOptions context;
   int32_t layers = 0, repeats = 5;
-  bool quick = false, json = false;
+  bool quick = false, profile = false, json = false;
 };
 
 std::string line_name(const Json& line) {
@@ -30,22 +30,47 @@ double spread(const Json& line) {
   return (slowest - fastest) / line["seconds"].get<double>();
 }
 
+// Where one repeat of a line went. Times of operations that no thread shares overlap with nothing,
+// so they add up to the repeat.
+std::string profile_of(const Json& line) {
+  std::string out = format("\n%s, one repeat of %.3f ms\n", line_name(line).c_str(),
+                           line["profile_seconds"].get<double>() * 1e3);
+  double rest = line["profile_seconds"];
+  for (const Json& p : line["profile"]) {
+    rest -= p["seconds"].get<double>();
+    const double share = 100 * p["share"].get<double>();
+    if (share < 0.05) continue;
+    out += format(
+        "  %-44s %6lld calls %10.3f ms %6.1f %% %8.1f GB/s %8.1f GFLOP/s\n",
+        p["name"].get<std::string>().c_str(), static_cast<long long>(p["calls"].get<int64_t>()),
+        p["seconds"].get<double>() * 1e3, share, p["bytes_per_second"].get<double>() / 1e9,
+        p["flops_per_second"].get<double>() / 1e9);
+  }
+  return out + format("  %-44s %19.3f ms\n", "between them", rest * 1e3);
+}
+
 void print_human(const Json& result) {
   const Json& machine = result["machine"];
   const Json& model = result["model"];
   std::string out = format(
-      "machine   %d threads, kernels %s; reads %.1f GB/s (L2 %.0f GB/s), %s multiply-adds %.0f "
-      "GFLOP/s\n",
+      "machine   %d threads, kernels %s; reads %.1f GB/s (L2 %.0f GB/s), multiply-adds %s %.0f "
+      "GFLOP/s",
       machine["threads"].get<int>(), machine["kernels"].get<std::string>().c_str(),
       machine["read_bytes_per_second"].get<double>() / 1e9,
       machine["cache_bytes_per_second"].get<double>() / 1e9,
       machine["dot"].get<std::string>().c_str(),
       machine["dot_flops_per_second"].get<double>() / 1e9);
+  const double int8 = machine["int8_ops_per_second"];
+  if (int8 > 0) out += format(", int8 %.0f GOP/s", int8 / 1e9);
+  out += "\n";
   out += format(
-      "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.2f s\n\n",
+      "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.2f s, "
+      "resident "
+      "%s\n\n",
       model["model_type"].get<std::string>().c_str(), model["num_hidden_layers"].get<int>(),
       human_count(model["parameters"]).c_str(), human_bytes(model["weight_bytes"]).c_str(),
-      human_bytes(model["active_bytes_per_token"]).c_str(), model["load_seconds"].get<double>());
+      human_bytes(model["active_bytes_per_token"]).c_str(), model["load_seconds"].get<double>(),
+      human_bytes(model["resident_anonymous_bytes"]).c_str());
   out += format("%-30s %10s %9s %9s %10s %7s  %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
                 "spread", "of the limit");
   double widest = 0;
@@ -57,8 +82,18 @@ void print_human(const Json& result) {
                   line["flops_per_second"].get<double>() / 1e9, 100 * spread(line),
                   line["percent_of_limit"].get<double>(), line["limit"].get<std::string>().c_str());
   }
+  if (result["lines"].size() > 0 && result["lines"][0].contains("profile")) {
+    for (const Json& line : result["lines"]) out += profile_of(line);
+  }
   if (widest > 0.2) {
     out += "\nThe machine was noisy: repeats of a line lie more than 20 % apart. Run it again.\n";
+  }
+  const double drift = machine["drift"];
+  if (drift > 0.1) {
+    out += format(
+        "\nThe machine was noisy: its limits, measured before and after, differ by %.0f %%. The "
+        "better ones count.\n",
+        100 * drift);
   }
   write_out(out);
 }
@@ -105,6 +140,7 @@ void run(const Options& o, Main& main) {
   options.shape = o.shape.empty() ? nullptr : o.shape.c_str();
   options.layers = o.layers;
   options.quick = o.quick ? 1 : 0;
+  options.profile = o.profile ? 1 : 0;
   options.context = &context;
   options.cancel = interrupt.token();
   char* text = nullptr;
@@ -139,6 +175,7 @@ void add_bench(CLI::App& app, Main& main) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   command->add_flag("--quick", o->quick, "the short lines only");
+  command->add_flag("--profile", o->profile, "show where each line's time goes, by operation");
   command->add_option("--plot", o->plot, "write the percentages as an SVG picture");
   command->add_flag("--json", o->json, "print the result as JSON");
   o->context.add_to(*command);

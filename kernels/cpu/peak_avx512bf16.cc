@@ -1,11 +1,17 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/peak.h"
+#include "kernels/cpu/peak_read.h"
 
 namespace dsv3::kernels {
+namespace {
+
+struct Words {
+  using V __attribute__((vector_size(64))) = uint64_t;
+};
 
 // Twelve chains as twelve variables: of an array the compiler keeps every sum in memory.
-double dot_peak_avx512bf16(int64_t rounds) {
+double dot(int64_t rounds) {
   volatile float source = 0.5f;
   const __m512 value = _mm512_set1_ps(source);
   const __m512bh a = _mm512_cvtne2ps_pbh(value, value), b = _mm512_cvtne2ps_pbh(value, value);
@@ -53,5 +59,11 @@ double dot_peak_avx512bf16(int64_t rounds) {
   source = _mm512_cvtss_f32(s11);
   return 4.0 * 16 * 12 * static_cast<double>(rounds);
 }
+
+constexpr Peak kPeak = {"bf16", dot, peak::read<Words>};
+
+}  // namespace
+
+const Peak* peak_avx512bf16() { return &kPeak; }
 
 }  // namespace dsv3::kernels

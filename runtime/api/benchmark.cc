@@ -18,6 +18,7 @@ constexpr dsv3_benchmark_options kBenchmarkDefaults = {
     .shape = nullptr,
     .layers = 0,
     .quick = 0,
+    .profile = 0,
     .context = nullptr,
     .progress = nullptr,
     .progress_user = nullptr,
@@ -36,22 +37,36 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
 }
 
 nlohmann::ordered_json json_of(const BenchmarkLine& line) {
-  return {{"name", line.name},
-          {"batch", line.batch},
-          {"context", line.context},
-          {"tokens", line.tokens},
-          {"seconds", line.seconds},
-          {"fastest_seconds", line.fastest},
-          {"slowest_seconds", line.slowest},
-          {"tokens_per_second", line.tokens_per_second()},
-          {"bytes", line.bytes},
-          {"bytes_per_second", line.bytes / line.seconds},
-          {"weight_flops", line.weight_flops},
-          {"attention_flops", line.attention_flops},
-          {"flops_per_second", (line.weight_flops + line.attention_flops) / line.seconds},
-          {"limit", line.bound},
-          {"limit_seconds", line.bound_seconds},
-          {"percent_of_limit", line.percent_of_limit()}};
+  nlohmann::ordered_json out = {
+      {"name", line.name},
+      {"batch", line.batch},
+      {"context", line.context},
+      {"tokens", line.tokens},
+      {"seconds", line.seconds},
+      {"fastest_seconds", line.fastest},
+      {"slowest_seconds", line.slowest},
+      {"tokens_per_second", line.tokens_per_second()},
+      {"bytes", line.bytes},
+      {"bytes_per_second", line.bytes / line.seconds},
+      {"weight_flops", line.weight_flops},
+      {"attention_flops", line.attention_flops},
+      {"flops_per_second", (line.weight_flops + line.attention_flops) / line.seconds},
+      {"limit", line.bound},
+      {"limit_seconds", line.bound_seconds},
+      {"percent_of_limit", line.percent_of_limit()}};
+  if (line.profile.empty()) return out;
+  out["profile_seconds"] = line.profile_seconds;
+  for (const kernels::OperationProfile& p : line.profile) {
+    out["profile"].push_back({{"name", p.name},
+                              {"calls", p.calls},
+                              {"seconds", p.seconds},
+                              {"share", p.seconds / line.profile_seconds},
+                              {"bytes", p.bytes},
+                              {"bytes_per_second", p.bytes / p.seconds},
+                              {"flops", p.flops},
+                              {"flops_per_second", p.flops / p.seconds}});
+  }
+  return out;
 }
 
 nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model,
@@ -62,7 +77,9 @@ nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model
                     {"read_bytes_per_second", result.limits.read_bytes_per_second},
                     {"cache_bytes_per_second", result.limits.cache_bytes_per_second},
                     {"dot_flops_per_second", result.limits.dot_flops_per_second},
-                    {"dot", result.limits.dot}};
+                    {"dot", result.limits.dot},
+                    {"int8_ops_per_second", result.limits.int8_ops_per_second},
+                    {"drift", result.limits_drift}};
   out["model"] = {{"path", model.path()},
                   {"model_type", model.config().model_type},
                   {"num_hidden_layers", model.config().num_hidden_layers},
@@ -92,6 +109,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
       return invalid("repeats", format("repeats is %d, expected 1 to 100", o.repeats));
     }
     DSV3_TRY(check_flag_value(o.quick, "quick"));
+    DSV3_TRY(check_flag_value(o.profile, "profile"));
     std::shared_ptr<CancelToken> cancel;
     DSV3_TRY(read_cancel(o.cancel, &cancel));
     EngineOptions context;
@@ -102,6 +120,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     benchmark.kernels = context.kernels;
     benchmark.threads = context.threads;
     benchmark.repeats = o.repeats;
+    benchmark.profile = o.profile == 1;
     if (o.quick == 1) {
       benchmark.batches = {1, 4};
       benchmark.contexts = {1024};

@@ -5,11 +5,17 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "runtime/base/os.h"
+
 namespace dsv3 {
 namespace {
 
 // No machine has more address space; asking an allocator for it is an error in some of them.
 constexpr size_t kMaxAllocation = size_t{1} << 47;
+
+// Buffers of this size and more begin on a huge page, and ask for more of them.
+constexpr size_t kHugeSize = size_t{8} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Allocator {
   void* (*aligned)(size_t size, size_t align);
@@ -50,7 +56,12 @@ void* host_alloc(size_t size, size_t align) noexcept {
   if (size == 0) size = 1;
   if (size > kMaxAllocation) return nullptr;
   if (align < sizeof(void*)) align = sizeof(void*);
-  return allocator().aligned(size, align);
+  if (size < kHugeSize) return allocator().aligned(size, align);
+  // Weights are read at memory speed from end to end: with 4 KiB pages one Zen 4 core reads 23 to
+  // 26 GB/s, with 2 MiB pages 30 to 31.
+  void* p = allocator().aligned(size, align < kHugePage ? kHugePage : align);
+  if (p != nullptr) advise_huge_pages(p, size);
+  return p;
 }
 
 void host_free(void* p) noexcept {

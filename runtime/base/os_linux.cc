@@ -337,6 +337,14 @@ uint64_t total_memory() {
   return static_cast<uint64_t>(total);
 }
 
+void advise_huge_pages(void* p, size_t size) {
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  const uintptr_t begin = (address + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t end = (address + size) / kHuge * kHuge;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 uint64_t resident_anonymous_bytes() {
   std::ifstream in("/proc/self/status");
   std::string line;

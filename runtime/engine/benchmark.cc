@@ -1,7 +1,9 @@
 #include "runtime/engine/benchmark.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "runtime/base/os.h"
 #include "runtime/cache/page_pool.h"
@@ -60,11 +62,26 @@ class Runner {
     DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, options_.threads, false}));
     result->kernels = device_->name();
     result->threads = device_->threads();
-    limits_ = result->limits = kernels::measure_machine(device_.get());
-    DSV3_ASSIGN(forward_, ForwardModel::create(model_, device_.get(), kChunk, kMaxBatch));
+    result->limits = kernels::measure_machine(device_.get());
+    if (options_.profile) profiler_.emplace(device_.get());
+    kernels::Device* device = profiler_ ? &*profiler_ : device_.get();
+    DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBatch));
     logits_.resize(static_cast<size_t>(kMaxBatch) *
                    static_cast<size_t>(model_->config().vocab_size));
     return {};
+  }
+
+  // The limits once more: a machine that others use gives now more, now less, and what it can do is
+  // the larger. Percentages stand beside that.
+  void finish(BenchmarkResult* result) {
+    const kernels::MachineLimits before = result->limits;
+    const kernels::MachineLimits after = kernels::measure_machine(device_.get());
+    const auto drift = [](double a, double b) { return std::abs(a - b) / std::max({a, b, 1.0}); };
+    result->limits_drift =
+        std::max(drift(before.read_bytes_per_second, after.read_bytes_per_second),
+                 drift(before.dot_flops_per_second, after.dot_flops_per_second));
+    result->limits = kernels::greater(before, after);
+    for (BenchmarkLine& line : result->lines) bound(result->limits, &line);
   }
 
   // Rows at the end of `batch` sequences of `context` zeroed latents each, in one step, with
@@ -159,8 +176,10 @@ class Runner {
   template <class Body>
   Status measure(const Body& body, BenchmarkLine* line) {
     DSV3_TRY(body());  // warm: pages, caches, threads
-    std::vector<double> seconds;
-    std::vector<double> bounds;
+    struct Repeat {
+      double seconds, bytes, weight_flops, attention_flops;
+    };
+    std::vector<Repeat> repeats;
     for (int32_t i = 0; i < options_.repeats; ++i) {
       step_bytes_ = step_flops_ = attention_flops_ = 0;
       // A step of a small model is shorter than the clock is worth: several make one repeat.
@@ -172,35 +191,41 @@ class Runner {
         ++times;
         now = monotonic_ns();
       } while (now - begin < 20'000'000);
-      seconds.push_back(static_cast<double>(now - begin) * 1e-9 / times);
-      line->bytes = step_bytes_ / times;
-      line->weight_flops = step_flops_ / times;
-      line->attention_flops = attention_flops_ / times;
-      bounds.push_back(bound(line));
+      repeats.push_back({static_cast<double>(now - begin) * 1e-9 / times, step_bytes_ / times,
+                         step_flops_ / times, attention_flops_ / times});
     }
-    std::sort(seconds.begin(), seconds.end());
-    std::sort(bounds.begin(), bounds.end());
-    line->seconds = seconds[seconds.size() / 2];
-    line->fastest = seconds.front();
-    line->slowest = seconds.back();
-    line->bound_seconds = bounds[bounds.size() / 2];
+    std::sort(repeats.begin(), repeats.end(),
+              [](const Repeat& a, const Repeat& b) { return a.seconds < b.seconds; });
+    const Repeat& median = repeats[repeats.size() / 2];
+    line->seconds = median.seconds;
+    line->bytes = median.bytes;
+    line->weight_flops = median.weight_flops;
+    line->attention_flops = median.attention_flops;
+    line->fastest = repeats.front().seconds;
+    line->slowest = repeats.back().seconds;
+    if (!profiler_) return {};
+    profiler_->clear();
+    const int64_t begin = monotonic_ns();
+    DSV3_TRY(body());
+    line->profile_seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
+    line->profile = profiler_->profile();
     return {};
   }
 
-  double bound(BenchmarkLine* line) const {
-    const double reading = line->bytes / limits_.read_bytes_per_second;
+  static void bound(const kernels::MachineLimits& limits, BenchmarkLine* line) {
+    const double reading = line->bytes / limits.read_bytes_per_second;
     const double computing =
-        (line->weight_flops + line->attention_flops) / limits_.dot_flops_per_second;
+        (line->weight_flops + line->attention_flops) / limits.dot_flops_per_second;
     line->bound = reading > computing ? "bandwidth" : "compute";
-    return std::max(reading, computing);
+    line->bound_seconds = std::max(reading, computing);
   }
 
   std::shared_ptr<const Model> model_;
   const BenchmarkOptions& options_;
   const Work bytes_, weights_;
   std::unique_ptr<kernels::Device> device_;
+  std::optional<kernels::ProfilingDevice> profiler_;
   std::unique_ptr<ForwardModel> forward_;
-  kernels::MachineLimits limits_;
   std::vector<int32_t> tokens_;
   std::vector<uint64_t> load_before_;
   std::vector<float> logits_;
@@ -242,6 +267,7 @@ Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
     DSV3_ASSIGN(BenchmarkLine line, runner.prefill(tokens));
     result.lines.push_back(line);
   }
+  runner.finish(&result);
   result.resident_bytes = resident_anonymous_bytes();
   return result;
 }

@@ -10,6 +10,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/machine.h"
+#include "kernels/profile.h"
 #include "runtime/base/status.h"
 #include "runtime/model/model.h"
 
@@ -19,9 +20,10 @@ struct BenchmarkOptions {
   std::string kernels;  // "": the best this machine runs
   int32_t threads = 0;
   int32_t repeats = 5;
-  std::vector<int32_t> batches = {1, 4, 16};          // decode, context 0
-  std::vector<int64_t> contexts = {4096, 16384};      // decode, batch 1
-  std::vector<int32_t> prefills = {128, 512, 2048};   // tokens
+  std::vector<int32_t> batches = {1, 4, 16};         // decode, context 0
+  std::vector<int64_t> contexts = {4096, 16384};     // decode, batch 1
+  std::vector<int32_t> prefills = {128, 512, 2048};  // tokens
+  bool profile = false;  // one more repeat of every line, measured operation by operation
   std::function<bool(int done, int total)> progress;  // false cancels
 };
 
@@ -37,6 +39,9 @@ struct BenchmarkLine {
   double attention_flops = 0;
   double bound_seconds = 0;  // what the machine's limits allow: the larger of reading and computing
   const char* bound = "";    // "bandwidth" or "compute"
+  // Of one repeat, where asked for; the clock of each operation is in it.
+  std::vector<kernels::OperationProfile> profile;
+  double profile_seconds = 0;  // of that repeat, what lies between the operations included
   double tokens_per_second() const { return tokens / seconds; }
   double percent_of_limit() const { return 100 * bound_seconds / seconds; }
 };
@@ -44,7 +49,8 @@ struct BenchmarkLine {
 struct BenchmarkResult {
   std::string kernels;
   int32_t threads = 0;
-  kernels::MachineLimits limits;
+  kernels::MachineLimits limits;  // the better of a measurement before the lines and one after
+  double limits_drift = 0;  // by what part the two differ, the figure that differs most: noise
   std::vector<BenchmarkLine> lines;
   uint64_t resident_bytes = 0;
 };

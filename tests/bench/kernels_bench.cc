@@ -1,6 +1,6 @@
 // dsv3_kernels_bench [--kernels SET] [--threads N] [--only TEXT] [--seconds S] [--clock wall|cpu]
 //
-// Measures this machine's limits (streaming reads from memory, dot product peak) and then the
+// Measures this machine's limits as `dsv3 bench` does (kernels/machine.h) and then the
 // operations of the table on the shapes of V2-Lite, V3 and the shipped model, in the same run, and
 // prints each as a fraction of the limit that binds it. Weights of the linear and feed-forward
 // cases rotate through far more memory than the caches hold, as they do when a model decodes.
@@ -9,23 +9,16 @@
 #include <time.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/machine.h"
 #include "runtime/base/os.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace dsv3 {
 namespace {
@@ -39,11 +32,6 @@ struct Options {
   double seconds = 0.4;  // per case
 };
 
-struct Machine {
-  double read_gbs = 0;    // streaming reads, all threads
-  double dot_gflops = 0;  // BF16 dot product (float32 FMA on other sets), all threads
-};
-
 bool use_cpu_clock = false;
 
 double now() {
@@ -51,119 +39,6 @@ double now() {
   timespec t;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
-}
-
-// Runs fn(thread) on all threads at once; returns the seconds it took.
-double on_all(int threads, const std::function<void(int)>& fn) {
-  std::atomic<int> ready{0};
-  std::atomic<bool> go{false};
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) {
-    others.emplace_back([&, t] {
-      ready.fetch_add(1);
-      while (!go.load()) std::this_thread::yield();
-      fn(t);
-    });
-  }
-  while (ready.load() != threads - 1) std::this_thread::yield();
-  const double start = now();
-  go.store(true);
-  fn(0);
-  for (auto& t : others) t.join();
-  return now() - start;
-}
-
-uint64_t sum_words(const uint64_t* p, size_t count) {
-  uint64_t a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
-  for (size_t i = 0; i + 8 <= count; i += 8) {
-    a += p[i];
-    b += p[i + 1];
-    c += p[i + 2];
-    d += p[i + 3];
-    e += p[i + 4];
-    f += p[i + 5];
-    g += p[i + 6];
-    h += p[i + 7];
-  }
-  return a + b + c + d + e + f + g + h;
-}
-
-#if defined(__x86_64__)
-// Four streams at once: on the machines at hand one alone does not reach what memory gives.
-__attribute__((target("avx512f"))) uint64_t sum_words_512(const uint64_t* p, size_t count) {
-  __m512i a[8];
-  for (auto& v : a) v = _mm512_setzero_si512();
-  const size_t part = count / 4 / 16 * 16;
-  for (size_t i = 0; i < part; i += 16) {
-    for (size_t j = 0; j < 8; ++j) {
-      a[j] = _mm512_add_epi64(a[j], _mm512_loadu_si512(p + j / 2 * part + i + j % 2 * 8));
-    }
-  }
-  __m512i s = a[0];
-  for (int j = 1; j < 8; ++j) s = _mm512_add_epi64(s, a[j]);
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(s));
-}
-
-__attribute__((target("avx512f,avx512bf16"))) float dot_peak(int64_t rounds) {
-  __m512 acc[16];
-  for (auto& v : acc) v = _mm512_setzero_ps();
-  const auto x = (__m512bh)_mm512_set1_epi32(0x3f803f80);
-  for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) acc[j] = _mm512_dpbf16_ps(acc[j], x, x);
-  }
-  float sum = 0;
-  for (auto& v : acc) sum += _mm512_reduce_add_ps(v);
-  return sum;
-}
-
-__attribute__((target("avx2,fma"))) float fma_peak(int64_t rounds) {
-  __m256 acc[12];
-  for (auto& v : acc) v = _mm256_setzero_ps();
-  const __m256 x = _mm256_set1_ps(1.0f);
-  for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) acc[j] = _mm256_fmadd_ps(x, x, acc[j]);
-  }
-  float sum = 0;
-  for (auto& v : acc) sum += v[0];
-  return sum;
-}
-#endif
-
-std::atomic<uint64_t> sink;
-
-Machine measure_machine(const std::string& set, int threads) {
-  Machine m;
-  const size_t words = size_t{48} << 20;  // 384 MB
-  std::vector<uint64_t> data(words, 1);
-  for (int round = 0; round < 7; ++round) {
-    const size_t part = words / static_cast<size_t>(threads);
-    const double s = on_all(threads, [&](int t) {
-      const uint64_t* p = data.data() + static_cast<size_t>(t) * part;
-#if defined(__x86_64__)
-      if (__builtin_cpu_supports("avx512f")) {
-        sink += sum_words_512(p, part);
-        return;
-      }
-#endif
-      sink += sum_words(p, part);
-    });
-    m.read_gbs = std::max(m.read_gbs, static_cast<double>(words) * 8e-9 / s);
-  }
-#if defined(__x86_64__)
-  const bool bf16 = set == "avx512bf16";
-  for (int round = 0; round < 5; ++round) {
-    const int64_t rounds = 4'000'000;
-    const double s = on_all(threads, [&](int) {
-      const float sum = bf16 ? dot_peak(rounds) : fma_peak(rounds);
-      sink += static_cast<uint64_t>(sum > 0);
-    });
-    const double flops = static_cast<double>(rounds) * (bf16 ? 16 * 16 * 4 : 12 * 8 * 2);
-    m.dot_gflops = std::max(m.dot_gflops, flops * threads * 1e-9 / s);
-  }
-#endif
-  return m;
 }
 
 // --- inputs
@@ -229,9 +104,11 @@ class Bench {
       std::exit(1);
     }
     device = std::move(*made);
-    machine_ = measure_machine(device->name(), device->threads());
-    std::printf("%s, %d threads: reads %.1f GB/s, dot products %.0f GFLOP/s\n", device->name(),
-                device->threads(), machine_.read_gbs, machine_.dot_gflops);
+    machine_ = k::measure_machine(device.get());
+    std::printf("%s, %d threads: reads %.1f GB/s (L2 %.0f), %s multiply-adds %.0f GFLOP/s\n",
+                device->name(), device->threads(), machine_.read_bytes_per_second * 1e-9,
+                machine_.cache_bytes_per_second * 1e-9, machine_.dot,
+                machine_.dot_flops_per_second * 1e-9);
     std::printf("%-44s %10s %8s %9s %7s %7s\n", "", "us", "GB/s", "GFLOP/s", "% read", "% dot");
   }
 
@@ -253,8 +130,9 @@ class Bench {
     std::sort(times.begin(), times.end());
     const double s = times[times.size() / 2];
     std::printf("%-44s %10.1f %8.1f %9.1f %6.0f%% %6.0f%%\n", name.c_str(), s * 1e6,
-                bytes * 1e-9 / s, flops * 1e-9 / s, bytes * 1e-7 / s / machine_.read_gbs,
-                flops * 1e-7 / s / machine_.dot_gflops);
+                bytes * 1e-9 / s, flops * 1e-9 / s,
+                100 * bytes / s / machine_.read_bytes_per_second,
+                100 * flops / s / machine_.dot_flops_per_second);
     std::fflush(stdout);
   }
 
@@ -262,7 +140,7 @@ class Bench {
 
  private:
   Options options_;
-  Machine machine_;
+  k::MachineLimits machine_;
 };
 
 struct LinearShape {
