@@ -21,11 +21,46 @@ const char* dtype_name(DType t) {
       return "F16";
     case DType::kF8E4M3:
       return "F8_E4M3";
+    case DType::kMXFP4:
+      return "MXFP4";
   }
   return "unknown";
 }
 
+namespace {
+
+// A group of up to four blocks begins with a line of scales.
+constexpr int64_t kMxGroupBlocks = 4;
+constexpr int64_t kMxScaleBytes = kMxGroupBlocks * kTileN;
+constexpr int64_t kMxBlockBytes = kTileN * kMxBlock / 2;
+constexpr int64_t kMxGroupBytes = kMxScaleBytes + kMxGroupBlocks * kMxBlockBytes;
+
+int64_t mx_tile_bytes(int64_t k) {
+  const int64_t blocks = ceil_div<int64_t>(k, kMxBlock);
+  return ceil_div(blocks, kMxGroupBlocks) * kMxScaleBytes + blocks * kMxBlockBytes;
+}
+
+}  // namespace
+
+MxPlace mx_place(int64_t row, int64_t column, int64_t k) {
+  const int64_t block = column / kMxBlock;
+  const int64_t in_group = block % kMxGroupBlocks;
+  const int64_t in_block = column % kMxBlock;
+  const int64_t lane = row % kTileN;
+  const int64_t group = row / kTileN * mx_tile_bytes(k) + block / kMxGroupBlocks * kMxGroupBytes;
+  MxPlace place;
+  place.byte = static_cast<size_t>(group + kMxScaleBytes + in_group * kMxBlockBytes +
+                                   in_block / 8 * 64 + lane * 4 + in_block % 4);
+  place.shift = in_block % 8 < 4 ? 0 : 4;
+  place.scale = static_cast<size_t>(group + in_group * kTileN + lane);
+  return place;
+}
+
 size_t matrix_bytes(DType dtype, Layout layout, int64_t n, int64_t k) {
+  if (layout == Layout::kTileMx) {
+    return static_cast<size_t>(ceil_div<int64_t>(n, kTileN)) *
+           static_cast<size_t>(mx_tile_bytes(k));
+  }
   if (layout == Layout::kTile16x2) {
     n = round_up<int64_t>(n, kTileN);
     k = round_up<int64_t>(k, kTileK);
@@ -51,7 +86,8 @@ std::vector<const Micro*> runnable() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) {
+      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+      __builtin_cpu_supports("avx512vnni")) {
     sets.push_back(micro_avx512bf16());
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {

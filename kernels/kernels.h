@@ -11,7 +11,8 @@
 //  * Activations are float32, row-major, with a row stride in elements. How an implementation
 //  rounds
 //    them inside an operation is its own business ("ref" never does, "avx512bf16" rounds the inputs
-//    of linear layers and the latents to BF16).
+//    of linear layers and the latents to BF16; every set but ref rounds the inputs of MXFP4 layers
+//    to INT8 with a scale for each 32).
 //  * Batch invariance. Every output row depends on its own inputs only, and its bits are the same
 //    whatever other rows are in the call, wherever the row stands, and however many threads work.
 //    Masked keys, padding and other rows contribute nothing, not even a changed sign of zero.
@@ -52,9 +53,18 @@ class Dev {
   T* p_ = nullptr;
 };
 
-enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3 };
-constexpr size_t dtype_size(DType t) { return t == DType::kF32 ? 4 : t == DType::kF8E4M3 ? 1 : 2; }
-const char* dtype_name(DType t);  // "F32", "BF16", "F16", "F8_E4M3"
+enum class DType : uint8_t {
+  kF32 = 0,
+  kBF16 = 1,
+  kF16 = 2,
+  kF8E4M3 = 3,
+  kMXFP4 = 4,  // OCP microscaling: E2M1 elements, one E8M0 scale for 32 inputs of an output row
+};
+// Bytes of one element; 0 for MXFP4, whose elements share bytes (matrix_bytes() knows).
+constexpr size_t dtype_size(DType t) {
+  return t == DType::kF32 ? 4 : t == DType::kF8E4M3 ? 1 : t == DType::kMXFP4 ? 0 : 2;
+}
+const char* dtype_name(DType t);  // "F32", "BF16", "F16", "F8_E4M3", "MXFP4"
 
 enum class Layout : uint8_t {
   kRowMajor = 0,  // [n][k]; embedding tables only
@@ -62,16 +72,31 @@ enum class Layout : uint8_t {
   // 32-byte load of FP8 weights feeds one 512-bit BF16 dot product against a broadcast pair of
   // inputs.
   kTile16x2 = 1,
+  // MXFP4 only. Of every 16 output rows, for every 128 inputs (the last may be fewer, in whole
+  // blocks of 32), 64 bytes of scales [4 blocks][16 rows] (unused ones are zero) and 256 bytes for
+  // each block: [4][16 rows][4], a byte holding inputs 8g + j (low half) and 8g + 4 + j (high
+  // half). 64 bytes widen to two vectors of four inputs for an INT8 dot product, and a tile is one
+  // stream of whole cache lines. Beyond n and k elements are zero and scales 1. See mx_place().
+  kTileMx = 2,
 };
 inline constexpr int kTileN = 16;
 inline constexpr int kTileK = 2;
+inline constexpr int kMxBlock = 32;         // inputs that share a scale
 inline constexpr size_t kWeightAlign = 64;  // of Matrix::data
 
 // Bytes of the data of an [n, k] matrix. No overflow check: dimensions were checked before.
 size_t matrix_bytes(DType dtype, Layout layout, int64_t n, int64_t k);
 
+// Where element [row][column] of an MXFP4 matrix with k columns stands.
+struct MxPlace {
+  size_t byte = 0;   // offset of the byte that holds it
+  int shift = 0;     // 0: its low half, 4: its high half
+  size_t scale = 0;  // offset of its scale
+};
+MxPlace mx_place(int64_t row, int64_t column, int64_t k);
+
 // The weight of a linear layer y = W x, W: [n, k] (n outputs, k inputs), or an embedding table (n
-// rows).
+// rows). MXFP4 only where an operation's comment does not exclude it.
 struct Matrix {
   DType dtype = DType::kF32;
   Layout layout = Layout::kTile16x2;
@@ -155,8 +180,8 @@ struct MlaAttentionArgs {
   int64_t first_key = 0;  // 1 for the MTP module, whose slot 0 stays empty
   float softmax_scale = 1;
   Dev<const float> q;            // [rows, heads, qk_nope_head_dim + qk_rope_head_dim], rotated
-  std::span<const Matrix> w_uk;  // per head [kv_lora_rank, qk_nope_head_dim]
-  std::span<const Matrix> w_uv;  // per head [v_head_dim, kv_lora_rank]
+  std::span<const Matrix> w_uk;  // per head [kv_lora_rank, qk_nope_head_dim], not MXFP4
+  std::span<const Matrix> w_uv;  // per head [v_head_dim, kv_lora_rank], not MXFP4
   Dev<float> out;                // [rows, heads, v_head_dim]
 };
 
@@ -260,7 +285,7 @@ class Device {
   // Bytes of one latent page of one layer.
   virtual size_t latent_page_bytes(const MlaShape& shape) const = 0;
 
-  // out[r] = table[ids[r]]; table [vocab, dim] in either layout, ids in host memory.
+  // out[r] = table[ids[r]]; table [vocab, dim] in either layout, not MXFP4; ids in host memory.
   virtual void embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,
                      int64_t out_stride) = 0;
   // out[r][i] = x[r][i] / sqrt(mean(x[r]^2) + eps) * gamma[i]; x may be out when strides agree.

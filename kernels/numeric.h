@@ -87,6 +87,28 @@ constexpr uint8_t f8e4m3_from_float(float f) {
   return static_cast<uint8_t>(sign | (code > 0x7eu ? 0x7eu : code));
 }
 
+// E2M1, the elements of MXFP4 (OCP Microscaling Formats v1.0, 5.3.3): a sign bit, then 0, 0.5, 1,
+// 1.5, 2, 3, 4, 6. No infinities, no NaN.
+constexpr float e2m1_to_float(uint8_t v) {
+  constexpr float kValues[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+  const float magnitude = kValues[v & 7u];
+  return (v & 8u) != 0 ? -magnitude : magnitude;
+}
+// Round to nearest even, saturating at +-6 (infinities too); NaN gives 6. No branches, so that
+// loops over it become vectors.
+constexpr uint8_t e2m1_from_float(float f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(f);
+  const float a = std::bit_cast<float>(bits & 0x7fffffffu);
+  const int code = int{!(a <= 0.25f)} + int{!(a < 0.75f)} + int{!(a <= 1.25f)} + int{!(a < 1.75f)} +
+                   int{!(a <= 2.5f)} + int{!(a < 3.5f)} + int{!(a <= 5.0f)};
+  return static_cast<uint8_t>(static_cast<uint32_t>(code) | (bits >> 31 << 3));
+}
+// E8M0, the scales of MXFP4: 2^(v - 127); 255 is NaN.
+constexpr float e8m0_to_float(uint8_t v) {
+  if (v == 255) return std::bit_cast<float>(0x7fc00000u);
+  return std::bit_cast<float>(v == 0 ? 0x00400000u : static_cast<uint32_t>(v) << 23);
+}
+
 // All 256 values of E4M3.
 inline constexpr std::array<float, 256> kF8E4M3Table = [] {
   std::array<float, 256> table{};

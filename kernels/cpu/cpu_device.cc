@@ -10,7 +10,8 @@ namespace dsv3::kernels {
 static_assert(static_cast<int>(WeightType::kF32) == static_cast<int>(DType::kF32) &&
               static_cast<int>(WeightType::kBF16) == static_cast<int>(DType::kBF16) &&
               static_cast<int>(WeightType::kF16) == static_cast<int>(DType::kF16) &&
-              static_cast<int>(WeightType::kF8E4M3) == static_cast<int>(DType::kF8E4M3));
+              static_cast<int>(WeightType::kF8E4M3) == static_cast<int>(DType::kF8E4M3) &&
+              static_cast<int>(WeightType::kMXFP4) == static_cast<int>(DType::kMXFP4));
 static_assert(kPageKeys == kLatentPageTokens);
 
 namespace {
@@ -46,7 +47,7 @@ TiledWeights tiled(const Matrix& w) {
 
 double gemm_ns(const Matrix& w, int64_t rows) {
   const double weights = static_cast<double>(w.n) * w.k;
-  return weights * static_cast<double>(dtype_size(w.dtype)) / 30 +
+  return static_cast<double>(matrix_bytes(w.dtype, w.layout, w.n, w.k)) / 30 +
          weights * static_cast<double>(rows) / 75;
 }
 
@@ -90,9 +91,9 @@ void CpuDevice::reserve_all(const Limits& wanted) {
   const auto rows = static_cast<size_t>(l.rows);
   const size_t cells = rows * static_cast<size_t>(l.ffn_slots);
   const auto padded = [](int64_t k) { return static_cast<size_t>(k + 32); };
-  // Room for one input as float32 and as BF16 at a time.
-  packed_bytes_ =
-      rows * padded(std::max(l.linear_k, l.hidden)) * (sizeof(float) + sizeof(uint16_t));
+  // Room for one input as every type at a time (INT8 with its scales: 10 bits and padding).
+  packed_bytes_ = rows * padded(std::max(l.linear_k, l.hidden)) *
+                  (sizeof(float) + sizeof(uint16_t) + sizeof(uint16_t));
   packed_ = host_array<std::byte>(packed_bytes_);
   packed_rows_count_ = rows * 4;
   packed_rows_ = host_array<const void*>(packed_rows_count_);

@@ -79,14 +79,14 @@ class CpuDevice final : public HostDevice {
   size_t packed_bytes_ = 0;
   HostBuffer<const void*> packed_rows_;  // pointers into them (or to the caller's rows)
   size_t packed_rows_count_ = 0;
-  HostBuffer<std::byte> ffn_activations_;  // [all rows of all groups][width]
-  HostBuffer<const void*> ffn_inputs_[2];  // by Activation, [rows * slots]
-  HostBuffer<const void*> ffn_hidden_;     // [rows * slots]
-  HostBuffer<int32_t> ffn_cell_;           // [rows, slots] index of a slot's result, -1: none
-  std::vector<int32_t> ffn_first_cell_;    // by group
-  std::vector<int32_t> ffn_first_task_;    // by group, and the total
-  HostBuffer<float> route_logits_;         // [rows, experts]
-  HostBuffer<float> route_scratch_;        // [2 * experts]
+  HostBuffer<std::byte> ffn_activations_;                 // [all rows of all groups][width]
+  HostBuffer<const void*> ffn_inputs_[kActivationTypes];  // [rows * slots]
+  HostBuffer<const void*> ffn_hidden_;                    // [rows * slots]
+  HostBuffer<int32_t> ffn_cell_;         // [rows, slots] index of a slot's result, -1: none
+  std::vector<int32_t> ffn_first_cell_;  // by group
+  std::vector<int32_t> ffn_first_task_;  // by group, and the total
+  HostBuffer<float> route_logits_;       // [rows, experts]
+  HostBuffer<float> route_scratch_;      // [2 * experts]
 };
 
 // Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.
@@ -94,6 +94,19 @@ inline constexpr int kPanelRows = 192;
 
 inline int64_t tiles_of(int64_t n) { return (n + kTileN - 1) / kTileN; }
 inline int32_t even(int32_t k) { return (k + 1) & ~1; }
+// A row of k activations, packed: how many values it has with its padding, its bytes, and where
+// value i (a multiple of kMxBlock for kI8) begins.
+inline int32_t packed_values(Activation type, int32_t k) {
+  return type == Activation::kI8 ? (k + kMxBlock - 1) / kMxBlock * kMxBlock : even(k);
+}
+inline size_t packed_offset(Activation type, int32_t i) {
+  const auto at = static_cast<size_t>(i);
+  if (type == Activation::kI8) return at / kMxBlock * sizeof(I8Block);
+  return at * (type == Activation::kF32 ? sizeof(float) : sizeof(uint16_t));
+}
+inline size_t packed_bytes(Activation type, int32_t k) {
+  return packed_offset(type, packed_values(type, k));
+}
 TiledWeights tiled(const Matrix& w);
 // Estimated nanoseconds of multiplying `rows` rows by the matrix on one thread.
 double gemm_ns(const Matrix& w, int64_t rows);

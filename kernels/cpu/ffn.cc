@@ -27,9 +27,6 @@ struct FfnJob {
 namespace {
 
 int32_t panels_of(int32_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
-size_t size_of(Activation type) {
-  return type == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
-}
 Activation activation_for(const Micro& micro, const Matrix& w) {
   return micro.activation[static_cast<size_t>(w.dtype)];
 }
@@ -68,15 +65,15 @@ void FfnJob::activate(const FfnGroup& group, int32_t first_cell, int32_t first, 
   const Activation type = activation_for(micro, w.down);
   const int32_t column = tile * kTileN;
   const int32_t count = std::min(tiles * kTileN, w.gate.n - column);
-  // The last column's row gets its padding up to an even width.
-  const int32_t padded = column + count == w.gate.n ? even(w.gate.n) - column : count;
+  // The last column's row gets its padding.
+  const int32_t padded =
+      column + count == w.gate.n ? packed_values(type, w.gate.n) - column : count;
   for (int32_t r = 0; r < rows; ++r) {
     float* values = gate.out + r * gate.out_stride;
     micro.silu_mul(values, up.out + r * up.out_stride, count);
     const void* row = device->ffn_hidden_[static_cast<size_t>(first_cell + first + r)];
     micro.pack(type, values, count, padded,
-               static_cast<std::byte*>(const_cast<void*>(row)) +
-                   static_cast<size_t>(column) * size_of(type));
+               static_cast<std::byte*>(const_cast<void*>(row)) + packed_offset(type, column));
   }
 }
 
@@ -147,11 +144,20 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
 
   // Rounded rows of x, once for each type that some group's weights want.
   const int32_t k = args.hidden;
-  const size_t row_bytes[] = {static_cast<size_t>(even(k)) * sizeof(float),
-                              static_cast<size_t>(even(k)) * sizeof(uint16_t)};
-  std::byte* packed[] = {packed_.get(),
-                         packed_.get() + static_cast<size_t>(args.rows) * row_bytes[0]};
-  bool wanted[2] = {};
+  constexpr Activation kTypes[kActivationTypes] = {Activation::kF32, Activation::kBF16,
+                                                   Activation::kI8};
+  size_t row_bytes[kActivationTypes];
+  std::byte* packed[kActivationTypes];
+  std::byte* end = packed_.get();
+  for (const Activation type : kTypes) {
+    const auto t = static_cast<size_t>(type);
+    row_bytes[t] = packed_bytes(type, k);
+    packed[t] = end;
+    end += static_cast<size_t>(args.rows) * row_bytes[t];
+  }
+  bool wanted[kActivationTypes] = {};
+  // Tasks of phase 1 make whole blocks of what phase 2 reads.
+  int32_t least_up_tiles = 1;
   double ns = 0;
   int64_t width_tiles = 0;
   for (const FfnGroup& group : args.groups) {
@@ -159,12 +165,15 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     wanted[static_cast<size_t>(activation_for(*micro_, group.weights->up))] = true;
     ns += 2 * gemm_ns(group.weights->gate, group.count) + gemm_ns(group.weights->down, group.count);
     width_tiles += tiles_of(group.weights->gate.n) * panels_of(group.count);
+    if (activation_for(*micro_, group.weights->down) == Activation::kI8) {
+      least_up_tiles = kMxBlock / kTileN;
+    }
   }
   for_rows(args.rows, k * 0.1, [&](int32_t r, int) {
-    for (const Activation type : {Activation::kF32, Activation::kBF16}) {
+    for (const Activation type : kTypes) {
       const auto t = static_cast<size_t>(type);
       if (!wanted[t]) continue;
-      micro_->pack(type, args.x.get() + int64_t{r} * k, k, even(k),
+      micro_->pack(type, args.x.get() + int64_t{r} * k, k, packed_values(type, k),
                    packed[t] + static_cast<size_t>(r) * row_bytes[t]);
     }
   });
@@ -173,7 +182,8 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   std::fill_n(ffn_cell_.get(), int64_t{args.rows} * args.slots, -1);
   // Small experts are cut finer so that every thread has work in both phases.
   const int64_t threads_wanted = int64_t{2} * threads();
-  while (job.up_tiles > 1 && width_tiles / job.up_tiles < threads_wanted) job.up_tiles /= 2;
+  while (job.up_tiles > least_up_tiles && width_tiles / job.up_tiles < threads_wanted)
+    job.up_tiles /= 2;
   while (job.down_tiles > 1 && tiles_of(args.hidden) / job.down_tiles < threads_wanted) {
     job.down_tiles /= 2;
   }
@@ -183,12 +193,12 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     const FfnGroup& group = args.groups[i];
     const int32_t width = group.weights->gate.n;
     const Activation down = activation_for(*micro_, group.weights->down);
-    const size_t hidden_bytes = (static_cast<size_t>(even(width)) * size_of(down) + 63) / 64 * 64;
+    const size_t hidden_bytes = (packed_bytes(down, width) + 63) / 64 * 64;
     ffn_first_cell_[i] = cell;
     ffn_first_task_[i] = task;
     for (int32_t j = 0; j < group.count; ++j, ++cell, hidden += hidden_bytes) {
       ffn_cell_[static_cast<size_t>(int64_t{group.tokens[j]} * args.slots + group.slots[j])] = cell;
-      for (size_t t = 0; t < 2; ++t) {
+      for (size_t t = 0; t < kActivationTypes; ++t) {
         ffn_inputs_[t][static_cast<size_t>(cell)] =
             packed[t] + static_cast<size_t>(group.tokens[j]) * row_bytes[t];
       }

@@ -58,9 +58,7 @@ size_t LinearJob::find_input(const LinearArgs& a, Activation type) {
     }
   }
   const bool as_is = type == Activation::kF32 && a.w.k % 2 == 0;
-  const size_t size = type == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
-  const size_t bytes =
-      as_is ? 0 : static_cast<size_t>(a.rows) * static_cast<size_t>(even(a.w.k)) * size;
+  const size_t bytes = as_is ? 0 : static_cast<size_t>(a.rows) * packed_bytes(type, a.w.k);
   const auto rows = static_cast<size_t>(a.rows);
   if (rows_used + rows > device->packed_rows_count_ || bytes_used + bytes > device->packed_bytes_) {
     return kNone;
@@ -87,7 +85,7 @@ bool LinearJob::add(const LinearArgs& a) {
   layer = {&a, tiled(a.w), 0, (a.rows + kPanelRows - 1) / kPanelRows, tasks, first_row};
   // Chunks of whole tile groups: enough weights per task to be worth taking, enough tasks to even
   // out.
-  const double tile_bytes = 16.0 * a.w.k * static_cast<double>(dtype_size(a.w.dtype));
+  const auto tile_bytes = static_cast<double>(matrix_bytes(a.w.dtype, a.w.layout, kTileN, a.w.k));
   const auto tiles = static_cast<int32_t>(tiles_of(a.w.n));
   const int32_t groups = (tiles + kGroupTiles - 1) / kGroupTiles;
   int32_t want = static_cast<int32_t>(kTaskBytes / (tile_bytes * kGroupTiles)) + 1;
@@ -103,8 +101,7 @@ bool LinearJob::add(const LinearArgs& a) {
 }
 
 void LinearJob::pack_rows(const Input& in, int32_t begin, int32_t end) const {
-  const size_t size = in.type == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
-  const size_t row_bytes = static_cast<size_t>(even(in.k)) * size;
+  const size_t row_bytes = packed_bytes(in.type, in.k);
   for (int32_t r = begin; r < end; ++r) {
     const float* x = in.x + r * in.stride;
     const void** row = device->packed_rows_.get() + in.first_row + static_cast<size_t>(r);
@@ -113,7 +110,7 @@ void LinearJob::pack_rows(const Input& in, int32_t begin, int32_t end) const {
       continue;
     }
     std::byte* packed = in.packed + static_cast<size_t>(r) * row_bytes;
-    device->micro_->pack(in.type, x, in.k, even(in.k), packed);
+    device->micro_->pack(in.type, x, in.k, packed_values(in.type, in.k), packed);
     *row = packed;
   }
 }

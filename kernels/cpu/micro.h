@@ -14,11 +14,23 @@
 namespace dsv3::kernels {
 
 // The same numbers as DType.
-enum class WeightType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3 };
+enum class WeightType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3, kMXFP4 = 4 };
+inline constexpr int kWeightTypes = 5;
 // What the rows of activations are stored as when a kernel reads them.
-enum class Activation : uint8_t { kF32 = 0, kBF16 = 1 };
+enum class Activation : uint8_t { kF32 = 0, kBF16 = 1, kI8 = 2 };
+inline constexpr int kActivationTypes = 3;
 
-// A matrix in tile layout [ceil(n/16)][ceil(k/2)][16][2].
+// 32 activations as INT8, for MXFP4 weights: E2M1 values times two are small integers, so that the
+// sum of 32 products is exact.
+struct I8Block {
+  // An activation is q * 2 * scale: half of it, for the weights' factor of two. NaN when any of the
+  // 32 was not finite, so that their rows' results are not finite either.
+  float scale;
+  int32_t offset;  // -12 * sum of q: where weights are stored as 0..24, this makes up for it
+  int8_t q[32];    // zeros beyond k
+};
+
+// A matrix in tile layout [ceil(n/16)][ceil(k/2)][16][2], or kTileMx (kernels.h) for MXFP4.
 struct TiledWeights {
   WeightType type = WeightType::kF32;
   int32_t k = 0;
@@ -45,10 +57,11 @@ struct GemmArgs {
   int32_t tile = 0;
   int32_t tiles = 0;  // 1..kGroupTiles
   int32_t rows = 0;
-  const void* const* x = nullptr;  // [rows] pointers to k (rounded up to even, zero-padded) values
-  float* out = nullptr;            // [rows][16 tiles], overwritten
-  int64_t out_stride = 0;          // elements
-  void* scratch = nullptr;         // kGemmScratch bytes, 64-byte aligned
+  // [rows] pointers to k (rounded up to even, zero-padded) values, or ceil(k/32) I8Blocks
+  const void* const* x = nullptr;
+  float* out = nullptr;     // [rows][16 tiles], overwritten
+  int64_t out_stride = 0;   // elements
+  void* scratch = nullptr;  // kGemmScratch bytes, 64-byte aligned
 };
 
 // 64 columns of BF16 pairs against some rows: w[pair][64][2], as a latent page holds its keys and
@@ -72,12 +85,13 @@ struct Micro {
   const char* name;
   Activation native;  // type of attention's queries and probabilities
   // Type of activations that gemm wants for each weight type.
-  Activation activation[4];
+  Activation activation[kWeightTypes];
 
-  // Packs k values for gemm or panel; pads with zeros up to `padded` values.
+  // Packs k values for gemm or panel; pads with zeros up to `padded` values (kI8: a multiple of
+  // 32).
   void (*pack)(Activation type, const float* x, int32_t k, int32_t padded, void* out);
   void (*gemm)(const GemmArgs& args);
-  // The same with float32 activations for every weight type (the router).
+  // The same with float32 activations for every weight type but MXFP4 (the router).
   void (*gemm_f32)(const GemmArgs& args);
   void (*panel)(const PanelArgs& args);
   // Rearranges dims [0, dims) of a page's keys for panel: out[ceil(dims/64)][pairs_total][64][2],

@@ -1,7 +1,7 @@
-// AVX2 with FMA and F16C: float32 arithmetic on widened weights.
+// AVX2 with FMA and F16C: float32 arithmetic on widened weights; INT8 dot products on MXFP4.
 #include <immintrin.h>
 
-#include "kernels/cpu/micro_simd.h"
+#include "kernels/cpu/micro_mx.h"
 
 namespace dsv3::kernels {
 namespace {
@@ -35,9 +35,55 @@ struct Avx2 {
   static void store_native(void* p, int index, V v) {
     simd::store<Avx2>(static_cast<float*>(p) + index, v);
   }
+
+  // MXFP4: four pairs of products of at most 24 * 127 each fit into 16 bits.
+  using B = __m256i;
+  static constexpr bool kMxUnsigned = true;
+  static constexpr int kMxRows = 2;
+  static constexpr int kMxTiles = 1;
+  static constexpr int kMxDirect = 2;
+  struct Sum {
+    __m256i sum, part;
+    void begin(int32_t offset) {
+      sum = _mm256_set1_epi32(offset);
+      part = _mm256_setzero_si256();
+    }
+    void dot(B w, const int8_t* x) {
+      int32_t four;
+      __builtin_memcpy(&four, x, sizeof four);
+      part = _mm256_add_epi16(part, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
+    }
+    void half() {
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+      part = _mm256_setzero_si256();
+    }
+    I total() const { return (I)sum; }
+  };
+  static void mx_widen(const uint8_t* p, B* lo, B* hi);
+  static V mx_scales(const uint8_t* p) {
+    const __m256i codes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    // Code 0 is 2^-127, a subnormal number.
+    return (V)_mm256_max_epi32(_mm256_slli_epi32(codes, 23), _mm256_set1_epi32(0x00400000));
+  }
 };
 
-void pack(Activation, const float* x, int32_t k, int32_t padded, void* out) {
+constexpr mx::Table<Avx2> kMxTable;
+inline void Avx2::mx_widen(const uint8_t* p, B* lo, B* hi) {
+  const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kMxTable.values));
+  const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i mask = _mm256_set1_epi8(15);
+  *lo = _mm256_shuffle_epi8(table, _mm256_and_si256(packed, mask));
+  *hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask));
+}
+
+void gemm(const GemmArgs& a) {
+  if (a.w.type == WeightType::kMXFP4) return mx::gemm<Avx2>(a);
+  simd::gemm<Avx2>(a);
+}
+
+void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
+  if (type == Activation::kI8) return mx::pack_i8<Avx2>(x, k, padded, out);
   simd::pack_f32<Avx2>(x, k, padded, static_cast<float*>(out));
 }
 
@@ -45,9 +91,9 @@ constexpr Activation kF32 = Activation::kF32;
 constexpr Micro kMicro = {
     "avx2",
     kF32,
-    {kF32, kF32, kF32, kF32},
+    {kF32, kF32, kF32, kF32, Activation::kI8},
     pack,
-    simd::gemm<Avx2>,
+    gemm,
     simd::gemm<Avx2>,
     simd::panel<Avx2>,
     simd::values<Avx2>,

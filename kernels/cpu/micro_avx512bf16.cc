@@ -1,12 +1,12 @@
-// AVX-512 with BF16 and VBMI: BF16 dot products (vdpbf16ps) on BF16 and on widened FP8 weights;
-// F16 and F32 weights through float32.
+// AVX-512 with BF16, VBMI and VNNI: BF16 dot products (vdpbf16ps) on BF16 and on widened FP8
+// weights; INT8 dot products (vpdpbusd) on MXFP4; F16 and F32 weights through float32.
 //
 // FP8 is widened by two look-ups of 128 bytes, one for each byte of the BF16 value; the sign is
 // or-ed in. Subnormal codes come out exact, which arithmetic on the bits would not give:
 // vdpbf16ps takes BF16 subnormals for zero.
 #include <immintrin.h>
 
-#include "kernels/cpu/micro_simd.h"
+#include "kernels/cpu/micro_mx.h"
 
 namespace dsv3::kernels {
 namespace {
@@ -39,7 +39,41 @@ struct Avx512 {
     const __m256bh b = _mm512_cvtneps_pbh((__m512)v);
     __builtin_memcpy(static_cast<uint8_t*>(p) + 2 * index, &b, sizeof b);
   }
+
+  // MXFP4: vpermb looks at six bits of a byte, so with the table four times over the other half of
+  // a packed byte needs no masking.
+  using B = __m512i;
+  static constexpr bool kMxUnsigned = true;
+  static constexpr int kMxRows = 6;
+  static constexpr int kMxTiles = 4;
+  static constexpr int kMxDirect = 8;
+  struct Sum {
+    __m512i sum;
+    void begin(int32_t offset) { sum = _mm512_set1_epi32(offset); }
+    void dot(B w, const int8_t* x) {
+      int32_t four;
+      __builtin_memcpy(&four, x, sizeof four);
+      sum = _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+    }
+    void half() {}
+    I total() const { return (I)sum; }
+  };
+  static void mx_widen(const uint8_t* p, B* lo, B* hi);
+  static V mx_scales(const uint8_t* p) {
+    const __m512i codes =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    // Code 0 is 2^-127, a subnormal number.
+    return (V)_mm512_max_epi32(_mm512_slli_epi32(codes, 23), _mm512_set1_epi32(0x00400000));
+  }
 };
+
+constexpr mx::Table<Avx512> kMxTable;
+inline void Avx512::mx_widen(const uint8_t* p, B* lo, B* hi) {
+  const __m512i table = _mm512_load_si512(kMxTable.values);
+  const __m512i packed = _mm512_loadu_si512(p);
+  *lo = _mm512_permutexvar_epi8(packed, table);
+  *hi = _mm512_permutexvar_epi8(_mm512_srli_epi16(packed, 4), table);
+}
 
 // --- FP8 to BF16
 
@@ -415,7 +449,9 @@ void gemm_many(const GemmArgs& a) {
 }
 
 void gemm(const GemmArgs& a) {
-  if (a.w.type == WeightType::kF32 || a.w.type == WeightType::kF16) {
+  if (a.w.type == WeightType::kMXFP4) {
+    mx::gemm<Avx512>(a);
+  } else if (a.w.type == WeightType::kF32 || a.w.type == WeightType::kF16) {
     simd::gemm<Avx512>(a);
   } else if (a.rows > kDirectRows) {
     gemm_many(a);
@@ -519,6 +555,7 @@ void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out)
     simd::pack_f32<Avx512>(x, k, padded, static_cast<float*>(out));
     return;
   }
+  if (type == Activation::kI8) return mx::pack_i8<Avx512>(x, k, padded, out);
   auto* p = static_cast<uint8_t*>(out);
   for (int32_t i = 0; i < padded; i += 16) {
     const int32_t have = k - i < 16 ? (k - i > 0 ? k - i : 0) : 16;
@@ -535,7 +572,7 @@ constexpr Activation kBF16 = Activation::kBF16;
 constexpr Micro kMicro = {
     "avx512bf16",
     kBF16,
-    {kF32, kBF16, kF32, kBF16},
+    {kF32, kBF16, kF32, kBF16, Activation::kI8},
     pack,
     gemm,
     simd::gemm<Avx512>,

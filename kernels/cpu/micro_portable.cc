@@ -1,5 +1,5 @@
 // Plain C++ for any machine: vectors of four floats, which every machine has or imitates.
-#include "kernels/cpu/micro_simd.h"
+#include "kernels/cpu/micro_mx.h"
 #include "kernels/numeric.h"
 
 namespace dsv3::kernels {
@@ -37,9 +37,53 @@ struct Portable {
   static void store_native(void* p, int index, V v) {
     simd::store<Portable>(static_cast<float*>(p) + index, v);
   }
+
+  // MXFP4: products in 16 bits, four rows of four inputs.
+  using B __attribute__((vector_size(32))) = int16_t;
+  static constexpr bool kMxUnsigned = false;
+  static constexpr int kMxRows = 2;
+  static constexpr int kMxTiles = 1;
+  static constexpr int kMxDirect = 1;
+  struct Sum {
+    B part;
+    I sum;
+    void begin(int32_t) { part = B{}, sum = I{}; }
+    void dot(const B& w, const int8_t* x) {
+      const auto a = static_cast<int16_t>(x[0]), b = static_cast<int16_t>(x[1]),
+                 c = static_cast<int16_t>(x[2]), d = static_cast<int16_t>(x[3]);
+      part += w * B{a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d};
+    }
+    void half() {  // four products of at most 12 * 127 are in every lane
+      for (int i = 0; i < kLanes; ++i) {
+        sum[i] += (part[4 * i] + part[4 * i + 1]) + (part[4 * i + 2] + part[4 * i + 3]);
+      }
+      part = B{};
+    }
+    I total() const { return sum; }
+  };
+  static void mx_widen(const uint8_t* p, B* lo, B* hi);
+  static V mx_scales(const uint8_t* p) {
+    V scales;
+    for (int i = 0; i < kLanes; ++i) scales[i] = e8m0_to_float(p[i]);
+    return scales;
+  }
 };
 
-void pack(Activation, const float* x, int32_t k, int32_t padded, void* out) {
+constexpr mx::Table<Portable> kMxTable;
+inline void Portable::mx_widen(const uint8_t* p, B* lo, B* hi) {
+  for (int i = 0; i < 4 * kLanes; ++i) {
+    (*lo)[i] = kMxTable.values[p[i] & 15];
+    (*hi)[i] = kMxTable.values[p[i] >> 4];
+  }
+}
+
+void gemm(const GemmArgs& a) {
+  if (a.w.type == WeightType::kMXFP4) return mx::gemm<Portable>(a);
+  simd::gemm<Portable>(a);
+}
+
+void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
+  if (type == Activation::kI8) return mx::pack_i8<Portable>(x, k, padded, out);
   simd::pack_f32<Portable>(x, k, padded, static_cast<float*>(out));
 }
 
@@ -47,9 +91,9 @@ constexpr Activation kF32 = Activation::kF32;
 constexpr Micro kMicro = {
     "portable",
     kF32,
-    {kF32, kF32, kF32, kF32},
+    {kF32, kF32, kF32, kF32, Activation::kI8},
     pack,
-    simd::gemm<Portable>,
+    gemm,
     simd::gemm<Portable>,
     simd::panel<Portable>,
     simd::values<Portable>,

@@ -62,16 +62,22 @@ std::vector<float> random_floats(size_t n) {
 class Weights {
  public:
   Weights(k::Device* device, k::DType dtype, int32_t n, int32_t inner) : device_(device) {
-    const size_t bytes = k::matrix_bytes(dtype, k::Layout::kTile16x2, n, inner);
+    const bool mx = dtype == k::DType::kMXFP4;
+    const auto layout = mx ? k::Layout::kTileMx : k::Layout::kTile16x2;
+    const size_t bytes = k::matrix_bytes(dtype, layout, n, inner);
     data_ = device->alloc(bytes);
     if (!data_) std::abort();
     auto* p = reinterpret_cast<uint64_t*>(data_.get());
-    const uint64_t mask = dtype == k::DType::kF8E4M3 ? 0xb7b7b7b7b7b7b7b7u : 0xbf7fbf7fbf7fbf7fu;
+    // Of MXFP4 scales of at most 2^-8.
+    const uint64_t mask = mx                           ? 0x7777777777777777u
+                          : dtype == k::DType::kF8E4M3 ? 0xb7b7b7b7b7b7b7b7u
+                                                       : 0xbf7fbf7fbf7fbf7fu;
     for (size_t i = 0; i < bytes / 8; ++i) p[i] = random_bits() & mask;
     const size_t scales = static_cast<size_t>((n + 127) / 128 * ((inner + 127) / 128));
     scales_ = device->alloc(scales * sizeof(float));
     for (size_t i = 0; i < scales; ++i) reinterpret_cast<float*>(scales_.get())[i] = 0.01f;
     m.dtype = dtype;
+    m.layout = layout;
     m.n = n;
     m.k = inner;
     m.data = data_;
@@ -185,6 +191,7 @@ void bench_linear(Bench& bench, const LinearShape& shape, k::DType dtype,
 struct MoeShape {
   const char* name;
   int32_t hidden, width, experts, top_k, shared_width;
+  k::DType dtype = k::DType::kF8E4M3;
 };
 
 void bench_moe(Bench& bench, const MoeShape& shape, const std::vector<int32_t>& row_counts) {
@@ -193,18 +200,20 @@ void bench_moe(Bench& bench, const MoeShape& shape, const std::vector<int32_t>& 
   struct Expert {
     Weights gate, up, down;
     k::FfnWeights weights;
-    Expert(k::Device* d, int32_t hidden, int32_t width)
-        : gate(d, k::DType::kF8E4M3, width, hidden),
-          up(d, k::DType::kF8E4M3, width, hidden),
-          down(d, k::DType::kF8E4M3, hidden, width),
+    Expert(k::Device* d, k::DType dtype, int32_t hidden, int32_t width)
+        : gate(d, dtype, width, hidden),
+          up(d, dtype, width, hidden),
+          down(d, dtype, hidden, width),
           weights{gate.m, up.m, down.m} {}
     double bytes() const { return gate.bytes() + up.bytes() + down.bytes(); }
+    double values() const { return 3.0 * gate.m.n * gate.m.k; }
   };
   std::vector<std::unique_ptr<Expert>> experts;
   for (int32_t e = 0; e < shape.experts; ++e) {
-    experts.push_back(std::make_unique<Expert>(bench.device.get(), shape.hidden, shape.width));
+    experts.push_back(
+        std::make_unique<Expert>(bench.device.get(), shape.dtype, shape.hidden, shape.width));
   }
-  Expert shared(bench.device.get(), shape.hidden, shape.shared_width);
+  Expert shared(bench.device.get(), shape.dtype, shape.hidden, shape.shared_width);
   const int32_t slots = shape.top_k + 1;
   const int32_t most = *std::max_element(row_counts.begin(), row_counts.end());
   k::Limits l;
@@ -246,7 +255,7 @@ void bench_moe(Bench& bench, const MoeShape& shape, const std::vector<int32_t>& 
         const auto count = static_cast<int32_t>(p.tokens[e].size());
         p.groups.push_back({&expert.weights, p.tokens[e].data(), p.slots[e].data(), count});
         p.bytes += expert.bytes();
-        p.flops += 2 * expert.bytes() * count;
+        p.flops += 2 * expert.values() * count;
       }
     }
     bench.report(prefix + " x" + std::to_string(rows), plans[0].bytes, plans[0].flops,
@@ -361,16 +370,20 @@ void bench_all(Bench& bench) {
   const std::vector<int32_t> rows = {1, 2, 4, 8, 16, 64, 128, 512};
   const auto f8 = k::DType::kF8E4M3;
   const auto bf16 = k::DType::kBF16;
+  const auto mx = k::DType::kMXFP4;
   bench_linear(bench, {"v2-lite o", 2048, 2048}, f8, rows, false);
   bench_linear(bench, {"v2-lite o", 2048, 2048}, bf16, rows, false);
+  bench_linear(bench, {"v2-lite o", 2048, 2048}, mx, rows, false);
   bench_linear(bench, {"v3 o", 7168, 16384}, f8, rows, false);
   bench_linear(bench, {"v3 q_b", 24576, 1536}, f8, {1, 4, 512}, false);
   bench_linear(bench, {"v2-lite head", 102400, 2048}, bf16, {1, 4}, false);
   bench_linear(bench, {"in L2", 512, 1024}, f8, rows, true);
+  bench_linear(bench, {"in L2", 512, 1024}, mx, rows, true);
   bench_linear(bench, {"tiny q_b", 384, 128}, f8, {1, 4, 64}, true);
   bench_linear(bench, {"tiny o", 256, 256}, f8, {1, 4, 64}, true);
   bench_linear(bench, {"tiny head", 4096, 256}, bf16, {1, 4}, true);
   bench_moe(bench, {"v2-lite", 2048, 1408, 64, 6, 2816}, {1, 4, 16, 128, 512});
+  bench_moe(bench, {"v2-lite MXFP4", 2048, 1408, 64, 6, 2816, mx}, {1, 4, 16, 128, 512});
   bench_moe(bench, {"v3, 24 experts", 7168, 2048, 24, 8, 2048}, {1, 4, 64});
   bench_moe(bench, {"tiny", 256, 128, 16, 4, 128}, {1, 4, 16, 64});
   const k::MlaShape lite{16, 512, 128, 64, 128};

@@ -81,13 +81,23 @@ std::vector<float> run(k::Device& d, const Plan& p, const std::vector<Expert>& e
   return y;
 }
 
-// Of a row's root mean square. avx512bf16 rounds what stands between the two halves to BF16.
-double limit_of(const std::string& set) { return set == "avx512bf16" ? 3e-2 : 1e-5; }
+// What the rounding of what stands between the two halves may cost: a row's dissimilarity, and its
+// worst element's error as a part of the row's root mean square. avx512bf16 rounds to BF16, which
+// leaves about (2^-9)^2 / 12 of it. For MXFP4 all round to INT8 with a scale per 32: an
+// activation's error is uniform within half of (largest / 127), so its mean square is at most 32 /
+// (3 * 254^2) = 1.7e-4 of the block's, when one value is all of the block.
+struct Limit {
+  double dissimilarity, worst;
+};
+Limit limit_of(const std::string& set, k::DType dtype) {
+  if (dtype == k::DType::kMXFP4) return {1.7e-4, 8e-2};
+  return set == "avx512bf16" ? Limit{3e-5, 3e-2} : Limit{1e-9, 1e-5};
+}
 
 void check_rows(const std::string& set, const std::vector<float>& got,
-                const std::vector<float>& want, size_t hidden, const std::string& what) {
-  // Similarity per row; BF16 between the halves leaves about (2^-9)^2 / 12 of it.
-  const double similarity = set == "avx512bf16" ? 3e-5 : 1e-9;
+                const std::vector<float>& want, size_t hidden, const std::string& what,
+                k::DType dtype = k::DType::kF8E4M3) {
+  const Limit limits = limit_of(set, dtype);
   for (size_t r = 0; r < got.size() / hidden; ++r) {
     double xy = 0, xx = 0, yy = 0, worst = 0;
     for (size_t i = r * hidden; i < (r + 1) * hidden; ++i) {
@@ -97,8 +107,8 @@ void check_rows(const std::string& set, const std::vector<float>& got,
       worst = std::max(worst, static_cast<double>(std::abs(got[i] - want[i])));
     }
     const double dissimilarity = 1 - 2 * xy / (xx + yy);
-    CHECK_MESSAGE(dissimilarity < similarity, set, " ", what, " row ", r);
-    const double limit = limit_of(set) * std::sqrt(yy / static_cast<double>(hidden));
+    CHECK_MESSAGE(dissimilarity < limits.dissimilarity, set, " ", what, " row ", r);
+    const double limit = limits.worst * std::sqrt(yy / static_cast<double>(hidden));
     CHECK_MESSAGE(worst < limit, set, " ", what, " row ", r);
   }
 }
@@ -112,18 +122,22 @@ void compare(k::DType dtype, int32_t rows, int32_t hidden, int32_t width, int32_
   }
   all.push_back(random_expert(random, dtype, hidden, 2 * width + 2, block));  // shared
   const Plan plan = random_plan(random, rows, hidden, experts, top_k);
-  const auto x = random.bf16_vector(static_cast<size_t>(rows * hidden));
+  const auto h = static_cast<size_t>(hidden);
+  const auto x = dtype == k::DType::kMXFP4 ? random.i8_rows(static_cast<size_t>(rows), h, h)
+                                           : random.bf16_vector(static_cast<size_t>(rows) * h);
   const auto y0 = random.vector(x.size());
   const auto want = run(*device("ref"), plan, all, x, y0);
   for (const std::string& set : fast_sets()) {
     const auto got = run(*device(set, threads), plan, all, x, y0);
-    check_rows(set, got, want, static_cast<size_t>(hidden),
+    check_rows(set, got, want, h,
                std::string(k::dtype_name(dtype)) + " rows=" + std::to_string(rows) +
-                   " hidden=" + std::to_string(hidden) + " width=" + std::to_string(width));
+                   " hidden=" + std::to_string(hidden) + " width=" + std::to_string(width),
+               dtype);
   }
 }
 
-constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3};
+constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3,
+                               k::DType::kMXFP4};
 
 }  // namespace
 
@@ -139,6 +153,7 @@ TEST_CASE("moe_ffn: ragged shapes, every weight type") {
 
 TEST_CASE("moe_ffn: more rows of one expert than a panel") {
   compare(k::DType::kF8E4M3, 450, 64, 48, 3, 2, 32, 2);
+  compare(k::DType::kMXFP4, 450, 64, 48, 3, 2, 32, 2);
 }
 
 TEST_CASE("moe_ffn: a dense layer is one group") {
@@ -166,13 +181,13 @@ TEST_CASE("moe_ffn: groups of different weight types in one call") {
   mixed.up = random_matrix(random, {k::DType::kF32, 40, 64});
   mixed.weights.up = mixed.up.m;
   experts.push_back(std::move(mixed));
-  const Plan plan = random_plan(random, 6, 64, 4, 2);
-  const auto x = random.bf16_vector(6 * 64);
+  const Plan plan = random_plan(random, 6, 64, 5, 2);
+  const auto x = random.i8_rows(6, 64, 64);
   const auto y0 = random.vector(x.size());
   const auto want = run(*device("ref"), plan, experts, x, y0);
   for (const std::string& set : fast_sets()) {
     const auto got = run(*device(set, 2), plan, experts, x, y0);
-    check_rows(set, got, want, 64, "mixed types");
+    check_rows(set, got, want, 64, "mixed types", k::DType::kMXFP4);
   }
 }
 
@@ -181,8 +196,8 @@ TEST_CASE("moe_ffn: bits do not depend on the other rows, the threads, or the gr
   const int32_t hidden = 136, width = 72, experts = 6, top_k = 3, rows = 67;
   std::vector<Expert> all;
   for (int32_t e = 0; e <= experts; ++e) {
-    all.push_back(
-        random_expert(random, e % 2 == 0 ? k::DType::kF8E4M3 : k::DType::kBF16, hidden, width, 64));
+    const k::DType types[] = {k::DType::kF8E4M3, k::DType::kBF16, k::DType::kMXFP4};
+    all.push_back(random_expert(random, types[e % 3], hidden, width, 64));
   }
   const Plan plan = random_plan(random, rows, hidden, experts, top_k);
   const auto x = random.vector(static_cast<size_t>(rows * hidden));

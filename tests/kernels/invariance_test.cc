@@ -9,7 +9,8 @@
 namespace dsv3::test {
 namespace {
 
-constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3};
+constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3,
+                               k::DType::kMXFP4};
 
 std::vector<float> multiply(k::Device& d, const k::Matrix& w, const float* x, int32_t rows) {
   std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(w.n));

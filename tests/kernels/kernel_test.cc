@@ -39,6 +39,16 @@ std::vector<float> Random::bf16_vector(size_t n, float scale) {
   return v;
 }
 
+std::vector<float> Random::i8_rows(size_t rows, size_t k, size_t stride) {
+  std::vector<float> v(rows * stride);
+  for (size_t i = 0; i < v.size(); ++i) {
+    const size_t column = i % stride;
+    const bool largest = column < k && column % 32 == (k - column / 32 * 32 < 32 ? 0 : 7);
+    v[i] = static_cast<float>(largest ? 127 : below(255) - 127) / 128;
+  }
+  return v;
+}
+
 AlignedBytes::AlignedBytes(size_t size) {
   // The vector ends where the data ends; alignment space lies before it.
   storage_ = std::make_shared<std::vector<std::byte>>(size + k::kWeightAlign);
@@ -60,6 +70,8 @@ float value_of(k::DType dtype, uint32_t code) {
       return k::f16_to_float(static_cast<uint16_t>(code));
     case k::DType::kF8E4M3:
       return k::f8e4m3_to_float(static_cast<uint8_t>(code));
+    case k::DType::kMXFP4:
+      return k::e2m1_to_float(static_cast<uint8_t>(code));
   }
   return 0;
 }
@@ -75,10 +87,40 @@ size_t index_of(const MatrixSpec& s, int32_t row, int32_t column) {
          static_cast<size_t>(column % 2);
 }
 
+TestMatrix mx_from_codes(const MatrixSpec& s, const std::vector<uint32_t>& codes,
+                         const std::vector<float>& scales) {
+  TestMatrix t;
+  const size_t bytes = k::matrix_bytes(s.dtype, k::Layout::kTileMx, s.n, s.k);
+  t.bytes = AlignedBytes(bytes);
+  std::memset(t.bytes.data(), 0, bytes);
+  t.dense.resize(codes.size());
+  const int32_t columns = (s.k + k::kMxBlock - 1) / k::kMxBlock;
+  for (int32_t r = 0; r < s.n; ++r) {
+    for (int32_t c = 0; c < s.k; ++c) {
+      const size_t i = static_cast<size_t>(r) * static_cast<size_t>(s.k) + static_cast<size_t>(c);
+      const auto scale =
+          static_cast<uint8_t>(scales[static_cast<size_t>(r * columns + c / k::kMxBlock)]);
+      const k::MxPlace place = k::mx_place(r, c, s.k);
+      REQUIRE(place.byte < bytes);
+      REQUIRE(place.scale < bytes);
+      t.bytes.data()[place.byte] |= static_cast<std::byte>(codes[i] << place.shift);
+      t.bytes.data()[place.scale] = static_cast<std::byte>(scale);
+      t.dense[i] = value_of(s.dtype, codes[i]) * k::e8m0_to_float(scale);
+    }
+  }
+  t.m.dtype = s.dtype;
+  t.m.layout = k::Layout::kTileMx;
+  t.m.n = s.n;
+  t.m.k = s.k;
+  t.m.data = k::Dev<const std::byte>(t.bytes.data());
+  return t;
+}
+
 }  // namespace
 
 TestMatrix matrix_from_codes(const MatrixSpec& s, const std::vector<uint32_t>& codes,
                              std::vector<float> scales) {
+  if (s.dtype == k::DType::kMXFP4) return mx_from_codes(s, codes, scales);
   TestMatrix t;
   const size_t size = k::dtype_size(s.dtype);
   t.bytes = AlignedBytes(k::matrix_bytes(s.dtype, s.layout, s.n, s.k));
@@ -123,6 +165,9 @@ TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
       case k::DType::kF8E4M3:
         code = k::f8e4m3_from_float(v);
         break;
+      case k::DType::kMXFP4:
+        code = k::e2m1_from_float(v * 6);
+        break;
     }
   }
   std::vector<float> scales;
@@ -130,6 +175,13 @@ TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
     const int32_t count = ((s.n + s.scale_n - 1) / s.scale_n) * ((s.k + s.scale_k - 1) / s.scale_k);
     for (int32_t i = 0; i < count; ++i) {
       scales.push_back(s.scale * (1.0f + 0.5f * random.uniform()));
+    }
+  }
+  if (s.dtype == k::DType::kMXFP4) {  // values up to s.scale, as with the other types
+    const int code = 127 + static_cast<int>(std::lround(std::log2(s.scale / 6)));
+    const int32_t count = s.n * ((s.k + k::kMxBlock - 1) / k::kMxBlock);
+    for (int32_t i = 0; i < count; ++i) {
+      scales.push_back(static_cast<float>(code + random.below(3) - 1));
     }
   }
   return matrix_from_codes(s, codes, std::move(scales));

@@ -23,6 +23,9 @@ class Random {
   std::vector<float> vector(size_t n, float scale = 1);
   // Values that BF16 holds exactly, so that rounding activations costs nothing.
   std::vector<float> bf16_vector(size_t n, float scale = 1);
+  // Rows of k values, `stride` apart, that BF16 holds and that INT8 with a scale per 32 of a row
+  // holds too: whole numbers up to 127 of 1/128, the largest among every 32.
+  std::vector<float> i8_rows(size_t rows, size_t k, size_t stride);
 
  private:
   uint64_t state_;
@@ -55,11 +58,12 @@ struct MatrixSpec {
   int32_t k = 16;
   int32_t scale_n = 128;
   int32_t scale_k = 128;
-  float scale = 1;  // typical size of FP8 block scales
-  k::Layout layout = k::Layout::kTile16x2;
+  float scale = 1;                          // typical size of block scales
+  k::Layout layout = k::Layout::kTile16x2;  // not for MXFP4, which has its own
 };
 TestMatrix random_matrix(Random& random, const MatrixSpec& spec);
-// The raw weights (E4M3 codes, BF16 or F16 bits) are given, [n][k].
+// The raw weights (E4M3 or E2M1 codes, BF16 or F16 bits) are given, [n][k]; of MXFP4 the scales'
+// E8M0 codes too, [n][ceil(k/32)].
 TestMatrix matrix_from_codes(const MatrixSpec& spec, const std::vector<uint32_t>& codes,
                              std::vector<float> scales);
 

@@ -52,7 +52,11 @@ std::string describe(const std::string& set, const Case& c) {
 void compare(Random& random, const Case& c) {
   const TestMatrix w = random_matrix(random, c.spec);
   const auto rows = static_cast<size_t>(c.rows);
-  const auto x = random.bf16_vector(rows * static_cast<size_t>(c.spec.k + c.x_extra));
+  // What the kernel sets hold exactly: the limits are for sums, not for rounded activations.
+  const auto stride = static_cast<size_t>(c.spec.k + c.x_extra);
+  const auto x = c.spec.dtype == k::DType::kMXFP4
+                     ? random.i8_rows(rows, static_cast<size_t>(c.spec.k), stride)
+                     : random.bf16_vector(rows * stride);
   const auto y0 = random.vector(rows * static_cast<size_t>(c.spec.n + c.y_extra));
   const auto want = run(*device("ref"), c, w, x, y0);
   // One rounding of a float32 sum of this size, times a few.
@@ -68,7 +72,8 @@ void compare(Random& random, const Case& c) {
   }
 }
 
-constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3};
+constexpr k::DType kTypes[] = {k::DType::kF32, k::DType::kBF16, k::DType::kF16, k::DType::kF8E4M3,
+                               k::DType::kMXFP4};
 
 }  // namespace
 
@@ -203,12 +208,12 @@ TEST_CASE("linear: NaN and infinity stay in their rows") {
 
 TEST_CASE("linear: several layers in one call, with shared and with different inputs") {
   Random random(6);
-  const auto x = random.bf16_vector(7 * 96);
-  const auto z = random.bf16_vector(7 * 33);
+  const auto x = random.i8_rows(7, 96, 96);
+  const auto z = random.i8_rows(7, 33, 33);
   std::vector<TestMatrix> w;
   for (int i = 0; i < 20; ++i) {
     MatrixSpec spec;
-    spec.dtype = kTypes[i % 4];
+    spec.dtype = kTypes[i % 5];
     spec.n = 16 + 7 * i;
     spec.k = i % 3 == 0 ? 33 : 96;
     w.push_back(random_matrix(random, spec));

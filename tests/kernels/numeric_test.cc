@@ -70,6 +70,40 @@ TEST_CASE("E4M3: rounding to nearest even, saturation, NaN") {
   CHECK(k::f8e4m3_from_float(std::numeric_limits<float>::denorm_min()) == 0);
 }
 
+TEST_CASE("E2M1: all codes by definition, and back; rounding to nearest even, saturation") {
+  const auto to_float = [](uint32_t code) { return k::e2m1_to_float(static_cast<uint8_t>(code)); };
+  for (uint32_t code = 0; code < 16; ++code) {
+    const uint32_t exponent = code >> 1 & 3, mantissa = code & 1;
+    double want =
+        exponent == 0 ? mantissa * 0.5 : std::ldexp(2 + mantissa, static_cast<int>(exponent) - 2);
+    if (code & 8) want = -want;
+    CHECK(static_cast<double>(to_float(code)) == want);
+    CHECK(std::signbit(to_float(code)) == (code >= 8));
+    CHECK(k::e2m1_from_float(to_float(code)) == code);
+  }
+  Random random(52);
+  for (int i = 0; i < 2000; ++i) {
+    const float f = random.uniform() * 7;
+    CHECK(k::e2m1_from_float(f) == nearest(f, 8, 8, to_float));
+  }
+  for (uint32_t code = 0; code < 7; ++code) {  // ties between neighbours
+    const float middle = (to_float(code) + to_float(code + 1)) / 2;
+    CHECK(k::e2m1_from_float(middle) == (code % 2 == 0 ? code : code + 1));
+    CHECK(k::e2m1_from_float(-std::nextafter(middle, 0.0f)) == (code | 8));
+    CHECK(k::e2m1_from_float(std::nextafter(middle, 9.0f)) == code + 1);
+  }
+  CHECK(k::e2m1_from_float(1e30f) == 7);
+  CHECK(k::e2m1_from_float(-std::numeric_limits<float>::infinity()) == 15);
+  CHECK(k::e2m1_from_float(std::numeric_limits<float>::quiet_NaN()) % 8 == 7);
+}
+
+TEST_CASE("E8M0: all codes by definition") {
+  for (int code = 0; code < 255; ++code) {
+    CHECK(k::e8m0_to_float(static_cast<uint8_t>(code)) == std::ldexp(1.0f, code - 127));
+  }
+  CHECK(std::isnan(k::e8m0_to_float(255)));
+}
+
 TEST_CASE("F16: all codes and back, rounding") {
   for (uint32_t code = 0; code < 65536; ++code) {
     const float v = k::f16_to_float(static_cast<uint16_t>(code));
