@@ -121,7 +121,9 @@ inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride
   constexpr int kVectors = 16 / S::kLanes;
   for (int v = 0; v < kVectors; ++v) {
     typename S::Sum sum[kR][kT];
+#pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
       for (int t = 0; t < kT; ++t) sum[r][t].begin(x[r]->offset);
     }
 #pragma GCC unroll 4
@@ -140,8 +142,10 @@ inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride
         }
       }
     }
+#pragma GCC unroll 4
     for (int t = 0; t < kT; ++t) {
       const typename S::V scale = S::mx_scales(scales + t * stride + v * S::kLanes);
+#pragma GCC unroll 8
       for (int r = 0; r < kR; ++r) {
         add_block<S>(scale, x[r], sum[r][t], out + r * out_stride + 16 * t + v * S::kLanes);
       }
@@ -228,25 +232,28 @@ inline void block_rows(const GemmArgs& a, const Widened<S>& w, int32_t first_blo
   const typename S::B* b = w.weights + column;
   const float* scales = w.scales + column * S::kLanes;
   for (int32_t i = 0; i < blocks; ++i, scales += columns * S::kLanes) {
+    // Everything unrolled: GCC 12 keeps sums in memory otherwise.
     typename S::Sum sum[kR][kC];
+#pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
       for (int c = 0; c < kC; ++c) sum[r][c].begin(x[r][i].offset);
     }
-    for (int h = 0; h < 2; ++h) {
-#pragma GCC unroll 4
-      for (int s = h * kSteps / 2; s < (h + 1) * kSteps / 2; ++s, b += columns) {
 #pragma GCC unroll 8
-        for (int r = 0; r < kR; ++r) {
+    for (int s = 0; s < kSteps; ++s, b += columns) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
-          for (int c = 0; c < kC; ++c) sum[r][c].dot(b[c], x[r][i].q + 4 * s);
+        for (int c = 0; c < kC; ++c) {
+          sum[r][c].dot(b[c], x[r][i].q + 4 * s);
+          if (s % 4 == 3) sum[r][c].half();
         }
       }
-      for (int r = 0; r < kR; ++r) {
-        for (int c = 0; c < kC; ++c) sum[r][c].half();
-      }
     }
+#pragma GCC unroll 4
     for (int c = 0; c < kC; ++c) {
       const typename S::V scale = simd::load<S>(scales + c * S::kLanes);
+#pragma GCC unroll 8
       for (int r = 0; r < kR; ++r) {
         add_block<S>(scale, x[r] + i, sum[r][c], out + r * a.out_stride + c * S::kLanes);
       }
