@@ -1,6 +1,5 @@
 // The operations that must not show up in a profile.
 #include <algorithm>
-#include <cassert>
 #include <cstring>
 
 #include "kernels/cpu/cpu_device.h"
@@ -39,8 +38,7 @@ void embed_row(const Matrix& w, int64_t row, float* out) {
     case DType::kF8E4M3:
       break;
     case DType::kMXFP4:
-      assert(false && "embed: a table is not MXFP4");
-      return;
+      return;  // never a table's
   }
   const auto* p = reinterpret_cast<const uint8_t*>(data);
   fill([p](int64_t i) { return kF8E4M3Table[p[i]]; });
