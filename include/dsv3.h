@@ -363,6 +363,42 @@ DSV3_API dsv3_status dsv3_session_get_tokens(const dsv3_session *session, uint64
                                              int32_t *tokens, uint64_t capacity, uint64_t *needed,
                                              dsv3_error **error);
 
+/* Writes all of `size` bytes / fills all of `size` bytes, or returns another status than DSV3_OK,
+ * which ends the call with that status. They may not call back into the library except
+ * dsv3_cancel_set. */
+typedef dsv3_status (*dsv3_write_fn)(void *user, const void *bytes, uint64_t size);
+typedef dsv3_status (*dsv3_read_fn)(void *user, void *bytes, uint64_t size);
+
+/* Loading: latents that another kernel set, or a library with other arithmetic, computed are left
+ * out and computed again when they are needed. Without it they are DSV3_E_UNSUPPORTED. */
+#define DSV3_SESSION_RECOMPUTE_FOREIGN 1u
+
+/* Where a session is saved to or loaded from: a file, or the caller's functions. */
+typedef struct dsv3_session_io {
+  uint32_t struct_size;
+  uint32_t flags;      /* DSV3_SESSION_..., loading only */
+  const char *path;    /* a file; NULL: the functions */
+  dsv3_write_fn write; /* saving without a path */
+  dsv3_read_fn read;   /* loading without a path */
+  void *user;
+  dsv3_progress_fn progress; /* in pages of latents; may be NULL */
+  void *progress_user;
+  dsv3_cancel *cancel; /* may be NULL */
+} dsv3_session_io;
+
+DSV3_API void dsv3_session_io_init(dsv3_session_io *io, uint32_t struct_size);
+
+/* Saves the sequence and its computed latents, blocking, a few pages of memory at a time. A file is
+ * replaced at once or not at all, is readable by its user only (mode 0600), and holds the text in
+ * another form: keep it as private as the text. Allowed while a request runs (what it committed by
+ * then is saved). Sampling has no other state: a request's seed and the positions say everything. */
+DSV3_API dsv3_status dsv3_session_save(const dsv3_session *session, const dsv3_session_io *io,
+                                       dsv3_error **error);
+/* A session that continues, bit for bit, where the saved one stood. Refused when it is damaged
+ * (DSV3_E_CORRUPT) or of another model, kernel set or arithmetic (DSV3_E_UNSUPPORTED). */
+DSV3_API dsv3_status dsv3_session_load(dsv3_context *context, const dsv3_session_io *io,
+                                       dsv3_session **out, dsv3_error **error);
+
 /* What dsv3_session_evaluate stores: each pointer may be NULL. Row i belongs to the i-th token given. */
 typedef struct dsv3_evaluation {
   uint32_t struct_size;

@@ -1,6 +1,7 @@
 #include "runtime/api/handles.h"
 #include "runtime/engine/evaluation.h"
 #include "runtime/engine/prompt.h"
+#include "runtime/engine/session_io.h"
 
 using namespace dsv3;       // NOLINT: the C boundary translates between the two
 using namespace dsv3::api;  // NOLINT
@@ -23,6 +24,47 @@ constexpr dsv3_evaluation kEvaluationDefaults = {.struct_size = sizeof(dsv3_eval
                                                  .progress = nullptr,
                                                  .progress_user = nullptr,
                                                  .cancel = nullptr};
+
+constexpr dsv3_session_io kSessionIoDefaults = {.struct_size = sizeof(dsv3_session_io),
+                                                .flags = 0,
+                                                .path = nullptr,
+                                                .write = nullptr,
+                                                .read = nullptr,
+                                                .user = nullptr,
+                                                .progress = nullptr,
+                                                .progress_user = nullptr,
+                                                .cancel = nullptr};
+
+Status read_session_io(const dsv3_session_io* io, bool saving, dsv3_session_io* out,
+                       SessionIoOptions* options) {
+  *out = kSessionIoDefaults;
+  DSV3_TRY(read_struct(io, "dsv3_session_io", out));
+  DSV3_TRY(check_flags(out->flags, saving ? 0 : DSV3_SESSION_RECOMPUTE_FOREIGN));
+  const bool function = saving ? out->write != nullptr : out->read != nullptr;
+  if (out->path == nullptr && !function) {
+    return invalid("path", saving ? "path and write are NULL, expected one of them"
+                                  : "path and read are NULL, expected one of them");
+  }
+  if (out->path != nullptr && function) {
+    return invalid("path", saving ? "path and write are both given, expected one of them"
+                                  : "path and read are both given, expected one of them");
+  }
+  options->recompute_foreign = (out->flags & DSV3_SESSION_RECOMPUTE_FOREIGN) != 0;
+  if (out->progress != nullptr) {
+    options->progress = [out](uint64_t done, uint64_t total) {
+      out->progress(out->progress_user, done, total);
+    };
+  }
+  return read_cancel(out->cancel, &options->cancel);
+}
+
+// What a caller's function returned, as an error that names the function.
+Status from_function(dsv3_status status, const char* name) {
+  if (status == DSV3_OK) return {};
+  const bool known = status > 0 && status <= DSV3_E_FORKED;
+  return make_field_error(known ? static_cast<Code>(status) : Code::kIo, name,
+                          "the %s function returned status %d", name, status);
+}
 
 AppendOptions append_options(uint32_t flags) {
   AppendOptions o;
@@ -150,6 +192,50 @@ dsv3_status dsv3_session_get_tokens(const dsv3_session* session, uint64_t begin,
     if (needed != nullptr) *needed = available;
     return capacity == 0 || capacity >= available ? Status()
                                                   : buffer_too_small(available, capacity);
+  });
+}
+
+void dsv3_session_io_init(dsv3_session_io* io, uint32_t struct_size) {
+  init_struct(io, struct_size, kSessionIoDefaults);
+}
+
+dsv3_status dsv3_session_save(const dsv3_session* session, const dsv3_session_io* io,
+                              dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(session, "session"));
+    dsv3_session_io value;
+    SessionIoOptions options;
+    DSV3_TRY(read_session_io(io, /*saving=*/true, &value, &options));
+    if (value.path != nullptr) return save_session_file(*session->session, value.path, options);
+    const WriteBytes write = [&](const void* bytes, size_t size) -> Status {
+      const CallbackScope scope;
+      return from_function(value.write(value.user, bytes, size), "write");
+    };
+    return save_session(*session->session, write, options);
+  });
+}
+
+dsv3_status dsv3_session_load(dsv3_context* context, const dsv3_session_io* io, dsv3_session** out,
+                              dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    DSV3_TRY(check_out(out, "out"));
+    dsv3_session_io value;
+    SessionIoOptions options;
+    DSV3_TRY(read_session_io(io, /*saving=*/false, &value, &options));
+    auto handle = std::make_unique<dsv3_session>();
+    if (value.path != nullptr) {
+      DSV3_ASSIGN(handle->session, load_session_file(context->engine, value.path, options));
+    } else {
+      const ReadBytes read = [&](void* bytes, size_t size) -> Status {
+        const CallbackScope scope;
+        return from_function(value.read(value.user, bytes, size), "read");
+      };
+      DSV3_ASSIGN(handle->session,
+                  load_session(context->engine, "the saved session", read, options));
+    }
+    *out = handle.release();
+    return {};
   });
 }
 

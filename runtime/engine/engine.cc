@@ -221,6 +221,36 @@ Status Engine::lock_idle(const Session& session, std::unique_lock<std::mutex>* l
   return {};
 }
 
+Status Engine::between_steps(const std::function<Status(kernels::Device*)>& work) {
+  DSV3_TRY(check_process());
+  std::unique_lock lock(mutex_);
+  if (stop_.load(std::memory_order_relaxed)) {
+    return Status(Code::kCancelled, "the context was freed", "context");
+  }
+  Errand errand;
+  errand.work = &work;
+  errand.next = std::exchange(errands_, &errand);
+  wake_ = true;
+  work_.notify_one();
+  errand_done_.wait(lock, [&] { return errand.done; });
+  return errand.status;
+}
+
+Status Engine::reserve_positions(Session* session, int64_t begin, int64_t end) {
+  const std::lock_guard lock(mutex_);
+  return session->state().table.make_writable(begin, end);
+}
+
+LatentIdentity Engine::latent_identity() const {
+  LatentIdentity identity;
+  identity.fingerprint = model_->fingerprint().bytes;
+  identity.kernels = device_->name();
+  identity.numeric_revision = kernels::kNumericRevision;
+  identity.page_tokens = kernels::kLatentPageTokens;
+  identity.page_bytes = pool_->page_bytes();
+  return identity;
+}
+
 void Engine::wake() noexcept {
   const std::lock_guard lock(mutex_);
   wake_ = true;

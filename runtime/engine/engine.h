@@ -10,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -20,6 +21,7 @@
 #include "runtime/base/os.h"
 #include "runtime/base/status.h"
 #include "runtime/cache/page_pool.h"
+#include "runtime/cache/snapshot.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/engine/session.h"
@@ -96,6 +98,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Cancels the task that runs on the session, if any.
   void cancel_running(const Session& session) noexcept;
 
+  // Runs `work` on the engine's thread between two steps, without the mutex, and waits for it.
+  // kCancelled when the context was freed.
+  Status between_steps(const std::function<Status(kernels::Device*)>& work);
+  // Inside between_steps(): makes positions [begin, end) of a pinned session writable.
+  Status reserve_positions(Session* session, int64_t begin, int64_t end);
+  // Whose latents this engine's pages hold.
+  LatentIdentity latent_identity() const;
+
   // --- Sessions and tasks only.
   std::mutex& mutex() const { return mutex_; }
   // Locks the mutex with no task running on the session.
@@ -121,6 +131,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   void collect_stopped(StoppedTasks* out);
   void wait_for_work(std::unique_lock<std::mutex>* lock);
+  void run_errands();
   void run_plan(StepPlan* plan);
   void run_step(StepPlan* plan);
   Status reserve_pages(PlanRows* part);
@@ -145,6 +156,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   mutable std::mutex mutex_;
   std::condition_variable work_;  // the engine's thread waits here
+  // What between_steps() was given, linked; its callers own the entries.
+  struct Errand {
+    const std::function<Status(kernels::Device*)>* work = nullptr;
+    Status status;
+    bool done = false;
+    Errand* next = nullptr;
+  };
+  Errand* errands_ = nullptr;
+  std::condition_variable errand_done_;
   std::condition_variable idle_;  // who waits for an abandoned task's end
   std::vector<std::shared_ptr<Task>> tasks_;
   bool wake_ = false;    // something changed since the thread last looked

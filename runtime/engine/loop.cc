@@ -37,7 +37,7 @@ void Engine::loop() {
       std::unique_lock lock(mutex_);
       wake_ = false;
       collect_stopped(&stopped);
-      if (stopped.count == 0) {
+      if (stopped.count == 0 && errands_ == nullptr) {
         if (stop_.load(std::memory_order_relaxed)) return;
         scheduler_->plan(tasks_, &plan_);
         if (plan_.parts.empty()) {
@@ -50,8 +50,34 @@ void Engine::loop() {
       end_task(std::move(stopped.tasks[i]), {stopped.reasons[i], Status()});
     }
     stopped.count = 0;
+    run_errands();
     if (!plan_.parts.empty()) run_plan(&plan_);
     plan_.clear();  // may drop the last reference of a session: not under the mutex
+  }
+}
+
+// Oldest last, which nobody can tell: their callers wait for each of theirs.
+void Engine::run_errands() {
+  Errand* errand = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    errand = std::exchange(errands_, nullptr);
+  }
+  while (errand != nullptr) {
+    Status status = cancelled_;
+    try {
+      if (!stop_.load(std::memory_order_relaxed)) status = (*errand->work)(device_.get());
+    } catch (const std::bad_alloc&) {
+      status = out_of_memory_;
+    } catch (...) {
+      status = internal_;
+    }
+    Errand* const next = errand->next;
+    const std::lock_guard lock(mutex_);
+    errand->status = std::move(status);
+    errand->done = true;  // its caller may return from here on
+    errand_done_.notify_all();
+    errand = next;
   }
 }
 

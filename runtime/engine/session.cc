@@ -18,6 +18,15 @@ Session::~Session() {
   engine_->session_gone(this);
 }
 
+Session::Pin::Pin(Session* session) : session_(session) {
+  const std::lock_guard lock(session_->engine_->mutex());
+  ++session_->state_.pins;
+}
+Session::Pin::~Pin() {
+  const std::lock_guard lock(session_->engine_->mutex());
+  --session_->state_.pins;
+}
+
 Status Session::append(std::span<const int32_t> tokens, bool replace, AppendResult* result) {
   std::unique_lock<std::mutex> lock;
   DSV3_TRY(engine_->lock_idle(*this, &lock));

@@ -57,6 +57,17 @@ class Session {
     PageTable table;
     int64_t computed = 0;
     Task* running = nullptr;
+    int32_t pins = 0;  // > 0: its pages stay, whatever the pool is short of
+  };
+  // Pins a session that nobody else knows while its pages are copied.
+  class Pin {
+   public:
+    explicit Pin(Session* session);
+    ~Pin();
+    Pin(const Pin&) = delete;
+
+   private:
+    Session* session_;
   };
   State& state() { return state_; }
   const State& state() const { return state_; }

@@ -21,7 +21,8 @@ const size_t dsv3_c11_sizes[] = {SIZE(dsv3_model_options),
                                  SIZE(dsv3_request_statistics),
                                  SIZE(dsv3_event),
                                  SIZE(dsv3_convert_options),
-                                 SIZE(dsv3_benchmark_options)};
+                                 SIZE(dsv3_benchmark_options),
+                                 SIZE(dsv3_session_io)};
 const size_t dsv3_c11_offsets[] = {
     offsetof(dsv3_model_info, fingerprint), offsetof(dsv3_request_options, notify_user),
     offsetof(dsv3_event, prompt_total), offsetof(dsv3_evaluation, cancel)};
@@ -41,3 +42,4 @@ _Static_assert(offsetof(dsv3_request_statistics, struct_size) == 0, "");
 _Static_assert(offsetof(dsv3_event, struct_size) == 0, "");
 _Static_assert(offsetof(dsv3_convert_options, struct_size) == 0, "");
 _Static_assert(offsetof(dsv3_benchmark_options, struct_size) == 0, "");
+_Static_assert(offsetof(dsv3_session_io, struct_size) == 0, "");

@@ -11,7 +11,7 @@
 #include "tests/support/support.h"
 
 extern "C" {
-extern const size_t dsv3_c11_sizes[17];
+extern const size_t dsv3_c11_sizes[18];
 extern const size_t dsv3_c11_offsets[4];
 }
 
@@ -37,6 +37,7 @@ TEST_CASE("structs have the same shape in C11 and C++") {
       sizeof(dsv3_event),
       sizeof(dsv3_convert_options),
       sizeof(dsv3_benchmark_options),
+      sizeof(dsv3_session_io),
   };
   for (size_t i = 0; i < std::size(sizes); ++i) CHECK(sizes[i] == dsv3_c11_sizes[i]);
   CHECK(offsetof(dsv3_model_info, fingerprint) == dsv3_c11_offsets[0]);

@@ -1,0 +1,151 @@
+#include "runtime/engine/session_io.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/kernels.h"
+#include "runtime/base/os.h"
+
+namespace dsv3 {
+namespace {
+
+// Pages that one errand to the engine's thread copies: few, so that steps of others wait little and
+// memory stays small.
+constexpr uint64_t kCopyBytes = 4 << 20;
+
+uint64_t pages_at_once(const LatentIdentity& identity) {
+  return std::max<uint64_t>(1, kCopyBytes / identity.page_bytes);
+}
+
+Status check_cancel(const SessionIoOptions& options) {
+  if (options.cancel == nullptr || !options.cancel->cancelled.load(std::memory_order_relaxed)) {
+    return {};
+  }
+  return Status(Code::kCancelled, "cancelled by its cancel token", "cancel");
+}
+
+void report(const SessionIoOptions& options, uint64_t done, uint64_t total) {
+  if (!options.progress) return;
+  const CallbackScope scope;
+  options.progress(done, total);
+}
+
+}  // namespace
+
+Status save_session(const Session& session, const WriteBytes& write,
+                    const SessionIoOptions& options) {
+  Engine& engine = *session.engine();
+  DSV3_ASSIGN(const std::shared_ptr<Session> copy, session.fork());
+  const Session::Pin pin(copy.get());
+  Session::State& state = copy->state();
+  const LatentIdentity identity = engine.latent_identity();
+  SnapshotContent content;
+  content.tokens = state.tokens;
+  content.computed = static_cast<uint64_t>(state.computed);
+  content.reasoning = copy->reasoning();
+
+  const uint64_t pages = snapshot_pages(identity, content);
+  const uint64_t batch = std::min(pages, pages_at_once(identity));
+  std::vector<std::byte> buffer(static_cast<size_t>(batch * identity.page_bytes));
+  uint64_t begin = 0, end = 0;  // pages in the buffer
+  const auto next_page = [&](uint64_t index) -> Result<std::span<const std::byte>> {
+    DSV3_TRY(check_cancel(options));
+    if (index >= end) {
+      begin = index;
+      end = std::min(pages, index + batch);
+      DSV3_TRY(engine.between_steps([&](kernels::Device* device) -> Status {
+        for (uint64_t i = begin; i < end; ++i) {
+          device->download(buffer.data() + (i - begin) * identity.page_bytes, state.table.data()[i],
+                           static_cast<size_t>(identity.page_bytes));
+        }
+        return device->synchronize();
+      }));
+    }
+    report(options, index + 1, pages);
+    return std::span<const std::byte>(buffer).subspan(
+        static_cast<size_t>((index - begin) * identity.page_bytes),
+        static_cast<size_t>(identity.page_bytes));
+  };
+  return write_snapshot(identity, content, write, next_page);
+}
+
+Status save_session_file(const Session& session, const std::string& path,
+                         const SessionIoOptions& options) {
+  DSV3_ASSIGN(AtomicFile file, AtomicFile::create(path, 0600));
+  uint64_t offset = 0;
+  const WriteBytes write = [&](const void* bytes, size_t size) -> Status {
+    DSV3_TRY(file.write_at(offset, bytes, size));
+    offset += size;
+    return {};
+  };
+  DSV3_TRY(save_session(session, write, options));
+  return file.commit();
+}
+
+Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& engine,
+                                              const std::string& name, const ReadBytes& read,
+                                              const SessionIoOptions& options) {
+  DSV3_TRY(engine->check_process());
+  const LatentIdentity identity = engine->latent_identity();
+  const auto longest = static_cast<uint64_t>(engine->model().config().max_position_embeddings);
+  SnapshotContent content;
+  DSV3_TRY(read_snapshot(identity, name, longest, options.recompute_foreign, read, &content));
+  if (const Status status = engine->check_tokens(content.tokens, 0); !status.ok()) {
+    return make_field_error(Code::kCorrupt, "tokens", "%s: %s", name.c_str(),
+                            status.message().c_str());
+  }
+  DSV3_TRY(engine->check_fits(static_cast<int64_t>(content.computed)));
+  DSV3_ASSIGN(std::shared_ptr<Session> session, engine->create_session());
+  const Session::Pin pin(session.get());
+
+  if (content.computed > 0) {
+    const uint64_t pages = snapshot_pages(identity, content);
+    std::vector<std::byte> page(static_cast<size_t>(identity.page_bytes));
+    const auto store = [&](uint64_t index) -> Status {
+      DSV3_TRY(check_cancel(options));
+      const auto at = static_cast<int64_t>(index) * identity.page_tokens;
+      DSV3_TRY(engine->between_steps([&](kernels::Device* device) -> Status {
+        DSV3_TRY(engine->reserve_positions(session.get(), at, at + identity.page_tokens));
+        device->upload(session->state().table.data()[index], page.data(), page.size());
+        return device->synchronize();
+      }));
+      report(options, index + 1, pages);
+      return {};
+    };
+    DSV3_TRY(read_snapshot_pages(identity, name, content, read, page, store));
+  }
+
+  const std::lock_guard lock(engine->mutex());
+  session->state().tokens = std::move(content.tokens);
+  session->state().computed = static_cast<int64_t>(content.computed);
+  session->set_reasoning(content.reasoning);
+  session->publish();
+  return session;
+}
+
+Result<std::shared_ptr<Session>> load_session_file(const std::shared_ptr<Engine>& engine,
+                                                   const std::string& path,
+                                                   const SessionIoOptions& options) {
+  DSV3_ASSIGN(const File file, File::open(path));
+  uint64_t offset = 0;
+  const ReadBytes read = [&](void* bytes, size_t size) -> Status {
+    if (size > file.size() - offset) {
+      return make_error(
+          Code::kCorrupt,
+          "%s: ends at byte %llu, expected at least %llu: the saved session is cut off",
+          path.c_str(), static_cast<unsigned long long>(file.size()),
+          static_cast<unsigned long long>(offset + size));
+    }
+    DSV3_TRY(file.read_at(offset, bytes, size));
+    offset += size;
+    return {};
+  };
+  DSV3_ASSIGN(std::shared_ptr<Session> session, load_session(engine, path, read, options));
+  if (offset != file.size()) {
+    return make_error(Code::kCorrupt, "%s: has %llu bytes after its end", path.c_str(),
+                      static_cast<unsigned long long>(file.size() - offset));
+  }
+  return session;
+}
+
+}  // namespace dsv3

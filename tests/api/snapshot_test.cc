@@ -1,0 +1,312 @@
+// Sessions that survive: saved to files and through functions, loaded again, and what is damaged or
+// of somebody else refused without a trace.
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <thread>
+
+#include "tests/api/request_support.h"
+
+using namespace dsv3::test;            // NOLINT
+using namespace dsv3::test::requests;  // NOLINT
+
+namespace {
+
+struct Bytes {
+  std::string data;
+  size_t at = 0;
+  size_t limit = SIZE_MAX;  // after so many bytes the function fails
+};
+
+dsv3_status write_bytes_fn(void* user, const void* bytes, uint64_t size) {
+  auto* out = static_cast<Bytes*>(user);
+  if (out->data.size() + size > out->limit) return DSV3_E_IO;
+  out->data.append(static_cast<const char*>(bytes), size);
+  return DSV3_OK;
+}
+dsv3_status read_bytes_fn(void* user, void* bytes, uint64_t size) {
+  auto* in = static_cast<Bytes*>(user);
+  if (size > in->data.size() - in->at) return DSV3_E_CORRUPT;
+  std::memcpy(bytes, in->data.data() + in->at, size);
+  in->at += size;
+  return DSV3_OK;
+}
+
+dsv3_session_io io_for(const std::string& path) {
+  dsv3_session_io io;
+  dsv3_session_io_init(&io, sizeof io);
+  io.path = path.c_str();
+  return io;
+}
+dsv3_session_io io_for(Bytes* bytes) {
+  dsv3_session_io io;
+  dsv3_session_io_init(&io, sizeof io);
+  io.write = write_bytes_fn;
+  io.read = read_bytes_fn;
+  io.user = bytes;
+  return io;
+}
+dsv3_session_io saving(Bytes* bytes) {
+  dsv3_session_io io = io_for(bytes);
+  io.read = nullptr;
+  return io;
+}
+dsv3_session_io loading(Bytes* bytes) {
+  dsv3_session_io io = io_for(bytes);
+  io.write = nullptr;
+  return io;
+}
+
+SessionHandle load(dsv3_context* context, const dsv3_session_io& io, Error* error) {
+  dsv3_session* session = nullptr;
+  dsv3_session_load(context, &io, &session, error->out());
+  return SessionHandle(session);
+}
+
+uint64_t pages_used(dsv3_context* context) {
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(context, &info, nullptr) == DSV3_OK);
+  return info.pages_used;
+}
+
+dsv3_request_options sampled(int32_t tokens) {
+  dsv3_request_options options = request_options();
+  options.max_tokens = static_cast<uint64_t>(tokens);
+  options.temperature = 0.9f;
+  options.seed = 77;
+  options.ignore_eos = 1;
+  options.logprobs = 0;
+  options.presence_penalty = 0.3f;
+  return options;
+}
+
+// A session that has generated, saved; and what it would generate next.
+struct Saved {
+  Bytes bytes;
+  Outcome next;
+  std::vector<int32_t> tokens;
+  uint64_t computed = 0;
+};
+Saved saved_session(size_t prompt) {
+  Saved s;
+  const SessionHandle session = session_with(prompt);
+  (void)generate(session.get(), sampled(10));
+  const dsv3_session_io io = saving(&s.bytes);
+  Error error;
+  REQUIRE_MESSAGE(dsv3_session_save(session.get(), &io, error.out()) == DSV3_OK, error.message());
+  s.tokens = tokens_of(session.get());
+  s.computed = dsv3_session_computed(session.get());
+  s.next = generate(session.get(), sampled(20));
+  return s;
+}
+
+void check_same(const Outcome& a, const Outcome& b) {
+  CHECK(a.tokens == b.tokens);
+  CHECK(a.text == b.text);
+  REQUIRE(a.logprobs.size() == b.logprobs.size());
+  CHECK(std::memcmp(a.logprobs.data(), b.logprobs.data(), a.logprobs.size() * sizeof(float)) == 0);
+}
+
+}  // namespace
+
+TEST_CASE("a loaded session continues bit for bit, in this context and in a new one") {
+  for (const size_t prompt : {5, 64, 200}) {
+    CAPTURE(prompt);
+    Saved s = saved_session(prompt);
+    const ModelHandle model = open_model();
+    const ContextHandle fresh = make_context(model.get(), {.threads = 2, .prefill_chunk = 32});
+    for (dsv3_context* context : {shared().context.get(), fresh.get()}) {
+      s.bytes.at = 0;
+      Error error;
+      const SessionHandle session = load(context, loading(&s.bytes), &error);
+      REQUIRE_MESSAGE(session != nullptr, error.message());
+      CHECK(tokens_of(session.get()) == s.tokens);
+      CHECK(dsv3_session_computed(session.get()) == s.computed);
+      const Outcome next = generate(session.get(), sampled(20));
+      check_same(next, s.next);
+      CHECK(next.statistics.cached_tokens >= s.computed - 1);
+    }
+  }
+}
+
+TEST_CASE("files: atomic, private, replaced whole") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("a.session");
+  const SessionHandle session = session_with(100);
+  (void)generate(session.get(), sampled(5));
+  Error error;
+  dsv3_session_io io = io_for(path);
+  dsv3::test::write_bytes(path, "an older one");
+  ::chmod(path.c_str(), 0644);
+  REQUIRE(dsv3_session_save(session.get(), &io, error.out()) == DSV3_OK);
+  struct stat st;
+  REQUIRE(::stat(path.c_str(), &st) == 0);
+  CHECK((st.st_mode & 0777) == 0600);
+  const SessionHandle loaded = load(shared().context.get(), io, &error);
+  REQUIRE_MESSAGE(loaded != nullptr, error.message());
+  CHECK(tokens_of(loaded.get()) == tokens_of(session.get()));
+
+  // What follows the end, or is missing there, is no snapshot.
+  const std::string good = read_bytes(path);
+  dsv3::test::write_bytes(path, good.substr(0, good.size() - 1));
+  CHECK(load(shared().context.get(), io, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_CORRUPT);
+  CHECK(error.message().find(path) == 0);
+  dsv3::test::write_bytes(path, good + "x");
+  CHECK(load(shared().context.get(), io, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_CORRUPT);
+
+  const std::string nowhere = folder.file("no/such.session");
+  io = io_for(nowhere);
+  CHECK(dsv3_session_save(session.get(), &io, error.out()) == DSV3_E_NOT_FOUND);
+  CHECK(load(shared().context.get(), io, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_NOT_FOUND);
+}
+
+TEST_CASE("damaged and foreign snapshots are refused and change nothing") {
+  const Saved s = saved_session(100);
+  const uint64_t used = pages_used(shared().context.get());
+  Error error;
+  for (size_t i = 0; i < s.bytes.data.size(); i += 997) {
+    Bytes bad{s.bytes.data};
+    bad.data[i] = static_cast<char>(bad.data[i] ^ 16);
+    CAPTURE(i);
+    CHECK(load(shared().context.get(), loading(&bad), &error) == nullptr);
+    CHECK((error.status() == DSV3_E_CORRUPT || error.status() == DSV3_E_UNSUPPORTED));
+    CHECK(pages_used(shared().context.get()) == used);
+  }
+  // Another kernel set: refused, or computed again.
+  const ModelHandle model = open_model();
+  const ContextHandle other = make_context(model.get(), {.kernels = "ref"});
+  Bytes bytes{s.bytes.data};
+  CHECK(load(other.get(), loading(&bytes), &error) == nullptr);
+  CHECK(error.status() == DSV3_E_UNSUPPORTED);
+  CHECK(error.field() == "kernels");
+  bytes.at = 0;
+  dsv3_session_io io = loading(&bytes);
+  io.flags = DSV3_SESSION_RECOMPUTE_FOREIGN;
+  const SessionHandle session = load(other.get(), io, &error);
+  REQUIRE_MESSAGE(session != nullptr, error.message());
+  CHECK(dsv3_session_computed(session.get()) == 0);
+  CHECK(tokens_of(session.get()) == s.tokens);
+}
+
+TEST_CASE("functions that fail, cancel and progress") {
+  const SessionHandle session = session_with(300);
+  (void)generate(session.get(), sampled(2));
+  Error error;
+  Bytes bytes;
+  bytes.limit = 2000;
+  dsv3_session_io io = saving(&bytes);
+  CHECK(dsv3_session_save(session.get(), &io, error.out()) == DSV3_E_IO);
+  CHECK(error.field() == "write");
+
+  bytes = {};
+  struct Progress {
+    uint64_t calls = 0, done = 0, total = 0;
+    dsv3_cancel* cancel = nullptr;
+  } progress;
+  io.progress = [](void* user, uint64_t done, uint64_t total) {
+    auto* p = static_cast<Progress*>(user);
+    ++p->calls;
+    p->done = done;
+    p->total = total;
+    if (p->cancel != nullptr) dsv3_cancel_set(p->cancel);
+  };
+  io.progress_user = &progress;
+  REQUIRE(dsv3_session_save(session.get(), &io, error.out()) == DSV3_OK);
+  CHECK(progress.calls == 5);
+  CHECK(progress.done == progress.total);
+
+  const CancelHandle cancel = make_cancel();
+  progress.cancel = cancel.get();
+  io.cancel = cancel.get();
+  const TemporaryFolder folder;
+  const std::string path = folder.file("s");
+  dsv3_session_io file = io_for(path);
+  file.cancel = cancel.get();
+  file.progress = io.progress;
+  file.progress_user = &progress;
+  CHECK(dsv3_session_save(session.get(), &file, error.out()) == DSV3_E_CANCELLED);
+  CHECK(::access(path.c_str(), F_OK) != 0);
+  dsv3_session_io in = loading(&bytes);
+  in.cancel = cancel.get();
+  CHECK(load(shared().context.get(), in, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_CANCELLED);
+
+  bytes.at = 0;
+  bytes.data.resize(bytes.data.size() / 2);
+  CHECK(load(shared().context.get(), loading(&bytes), &error) == nullptr);
+  CHECK(error.status() == DSV3_E_CORRUPT);
+  CHECK(error.field() == "read");
+}
+
+TEST_CASE("saving while a request runs saves what it has committed") {
+  const SessionHandle session = session_with(100);
+  dsv3_request_options options = sampled(400);
+  options.max_queued_events = 4096;
+  const RequestHandle request = start(session.get(), options);
+  std::vector<std::string> saves;
+  for (int i = 0; i < 5; ++i) {
+    Bytes bytes;
+    const dsv3_session_io io = saving(&bytes);
+    REQUIRE(dsv3_session_save(session.get(), &io, nullptr) == DSV3_OK);
+    saves.push_back(bytes.data);
+  }
+  (void)finish(request.get());
+  const std::vector<int32_t> all = tokens_of(session.get());
+  for (std::string& save : saves) {
+    Bytes bytes{std::move(save)};
+    Error error;
+    const SessionHandle loaded = load(shared().context.get(), loading(&bytes), &error);
+    REQUIRE_MESSAGE(loaded != nullptr, error.message());
+    std::vector<int32_t> tokens = tokens_of(loaded.get());
+    REQUIRE(tokens.size() <= all.size());
+    CHECK(std::equal(tokens.begin(), tokens.end(), all.begin()));
+    // Continuing it gives what the request went on to give.
+    dsv3_request_options rest = sampled(static_cast<int32_t>(all.size() - tokens.size()));
+    if (rest.max_tokens > 0) {
+      (void)generate(loaded.get(), rest);
+      CHECK(tokens_of(loaded.get()) == all);
+    }
+  }
+}
+
+TEST_CASE("what is wrong with the struct is named") {
+  const SessionHandle session = session_with(3);
+  Error error;
+  const auto field = [&](void (*change)(dsv3_session_io*)) {
+    dsv3_session_io io;
+    dsv3_session_io_init(&io, sizeof io);
+    change(&io);
+    CHECK(dsv3_session_save(session.get(), &io, error.out()) != DSV3_OK);
+    return error.field();
+  };
+  CHECK(field([](dsv3_session_io*) {}) == "path");
+  CHECK(field([](dsv3_session_io* io) { io->read = read_bytes_fn; }) == "path");
+  CHECK(field([](dsv3_session_io* io) {
+          io->path = "x";
+          io->write = write_bytes_fn;
+        }) == "path");
+  CHECK(field([](dsv3_session_io* io) {
+          io->write = write_bytes_fn;
+          io->flags = DSV3_SESSION_RECOMPUTE_FOREIGN;
+        }) == "flags");
+  CHECK(dsv3_session_save(session.get(), nullptr, error.out()) == DSV3_E_INVALID_ARGUMENT);
+  CHECK(dsv3_session_save(nullptr, nullptr, error.out()) == DSV3_E_INVALID_ARGUMENT);
+  dsv3_session* out = nullptr;
+  CHECK(dsv3_session_load(shared().context.get(), nullptr, &out, error.out()) ==
+        DSV3_E_INVALID_ARGUMENT);
+  CHECK(out == nullptr);
+  // An empty session is a session.
+  Bytes bytes;
+  const dsv3_session_io io = saving(&bytes);
+  const SessionHandle empty = make_session(shared().context.get());
+  REQUIRE(dsv3_session_save(empty.get(), &io, error.out()) == DSV3_OK);
+  const SessionHandle again = load(shared().context.get(), loading(&bytes), &error);
+  REQUIRE(again != nullptr);
+  CHECK(dsv3_session_length(again.get()) == 0);
+}
