@@ -159,6 +159,23 @@ TEST_CASE("generate: what is refused is named, with 2") {
   CHECK(contains(binary.err, "UTF-8"));
 }
 
+TEST_CASE("generate: a saved session goes on as if it had never stopped") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("s.session");
+  const Run all = dsv3(generate({"-n", "16", "-q"}));
+  const Run first = dsv3(generate({"-n", "6", "-q", "--save-session", path}));
+  REQUIRE_MESSAGE(first.code == 0, first.err);
+  const Run rest = dsv3({"generate", tiny_coder_file(), "--load-session", path, "-n", "10", "-q"});
+  REQUIRE_MESSAGE(rest.code == 0, rest.err);
+  const auto without_end = [](std::string text) { return text.substr(0, text.size() - 1); };
+  CHECK(without_end(first.out) + rest.out == all.out);
+  write_bytes(path, "no session");
+  const Run bad = dsv3({"generate", tiny_coder_file(), "--load-session", path});
+  CHECK(bad.code == 1);
+  CHECK(contains(bad.err, path));
+  CHECK(dsv3({"generate", tiny_coder_file()}).code == 2);
+}
+
 TEST_CASE("generate: Ctrl-C and a deadline end it with 1 and what came so far") {
   const Run stopped =
       dsv3(generate({"-n", "2000", "--ignore-eos", "--json-events", "--kernels", "ref"}),
