@@ -442,6 +442,18 @@ typedef void (*dsv3_logits_fn)(void *user, float *logits, uint64_t vocab_size,
  * dsv3_cancel_set and the ..._free functions may be called (a free made here is carried out later). */
 typedef void (*dsv3_notify_fn)(void *user);
 
+/* Speculation: several tokens are guessed (drafted) and verified in one step. It never changes what is
+ * generated: a drafted token is taken if and only if it is the very token that decoding one by one would
+ * have given, sampled or not. Drafts come from repetitions in the session's own text, from a
+ * reference text that the caller expects the answer to follow (a file that is being edited), and
+ * from the model's MTP module. */
+#define DSV3_SPECULATION_AUTO 0   /* as much as pays, by measured acceptance and step times */
+#define DSV3_SPECULATION_OFF 1    /* one token per step */
+#define DSV3_SPECULATION_ALWAYS 2 /* whatever can be drafted, whether it pays or not */
+#define DSV3_DRAFT_LOOKUP 1u      /* what came after the same tokens before */
+#define DSV3_DRAFT_REFERENCE 2u   /* along reference_tokens or reference_text */
+#define DSV3_DRAFT_MTP 4u         /* the model's multi-token prediction module, if it has one */
+
 typedef struct dsv3_request_options {
   uint32_t struct_size;
   int32_t priority;    /* DSV3_PRIORITY_..., default INTERACTIVE */
@@ -480,6 +492,17 @@ typedef struct dsv3_request_options {
   void *logits_hook_user;
   dsv3_notify_fn notify;
   void *notify_user;
+  int32_t speculation;      /* DSV3_SPECULATION_..., default AUTO */
+  uint32_t drafters;        /* DSV3_DRAFT_... flags; 0 (default): all that there are */
+  int32_t max_draft_tokens; /* of one draft, at most 64; 0 (default): no other limit */
+  int32_t reserved;         /* 0 */
+  /* What the answer mostly copies, for DSV3_DRAFT_REFERENCE: tokens or text, not both; read while
+   * starting. It is followed through insertions, deletions, replacements and moves, and is no part of
+   * the prompt. NULL (default): none. */
+  const int32_t *reference_tokens;
+  uint64_t reference_token_count;
+  const char *reference_text;
+  uint64_t reference_text_length; /* bytes, or DSV3_NUL_TERMINATED */
 } dsv3_request_options;
 
 DSV3_API void dsv3_request_options_init(dsv3_request_options *options, uint32_t struct_size);
@@ -529,6 +552,9 @@ typedef struct dsv3_request_statistics {
   uint64_t decode_ns;        /* from the first generated token to the last */
   uint64_t first_token_ns;   /* from the start to the first generated token; 0: none yet */
   uint64_t total_ns;
+  uint64_t decode_steps; /* steps that generated tokens; without speculation as many as tokens */
+  /* What speculation saved of the decoding time, by measured step times; negative: what it cost. */
+  int64_t speculation_saved_ns;
 } dsv3_request_statistics;
 
 typedef struct dsv3_event {

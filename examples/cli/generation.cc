@@ -53,7 +53,9 @@ Json statistics_json(const dsv3_request_statistics& s) {
           {"prefill_ns", s.prefill_ns},
           {"decode_ns", s.decode_ns},
           {"first_token_ns", s.first_token_ns},
-          {"total_ns", s.total_ns}};
+          {"total_ns", s.total_ns},
+          {"decode_steps", s.decode_steps},
+          {"speculation_saved_ns", s.speculation_saved_ns}};
 }
 
 Json token_json(const TokenRecord& token, int32_t logprobs) {
@@ -219,11 +221,13 @@ void report(const dsv3_model* model, const dsv3_context* context, const Generati
     const auto ms = [](uint64_t ns) { return static_cast<double>(ns) / 1e6; };
     write_err(format(
         "first token %.2f ms, queue %.2f ms, prefill %.2f ms, decode %.2f ms, total %.2f ms\n"
-        "drafted %s, accepted %s; kernels %s, %d threads, allocator %s, bit-identical: %s\n"
+        "steps %s, drafted %s, accepted %s, saved %.2f ms; kernels %s, %d threads, allocator %s, "
+        "bit-identical: %s\n"
         "cache: %s of %s pages of %d tokens (%s each)\n",
         ms(s.first_token_ns), ms(s.queue_ns), ms(s.prefill_ns), ms(s.decode_ns), ms(s.total_ns),
-        human_count(s.drafted_tokens).c_str(), human_count(s.accepted_tokens).c_str(), info.kernels,
-        info.threads, info.allocator, info.bit_identical != 0 ? "yes" : "no",
+        human_count(s.decode_steps).c_str(), human_count(s.drafted_tokens).c_str(),
+        human_count(s.accepted_tokens).c_str(), static_cast<double>(s.speculation_saved_ns) / 1e6,
+        info.kernels, info.threads, info.allocator, info.bit_identical != 0 ? "yes" : "no",
         human_count(info.pages_used).c_str(), human_count(info.pages).c_str(), info.page_tokens,
         human_bytes(info.page_bytes).c_str()));
   }

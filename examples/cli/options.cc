@@ -8,6 +8,8 @@ namespace cli {
 namespace {
 constexpr const char* kModelGroup = "Model and machine";
 constexpr const char* kSamplingGroup = "Sampling";
+constexpr const char* kSpeculationGroup =
+    "Speculation (faster where it can be; never another answer)";
 constexpr const char* kOutputGroup = "Output";
 
 void log_to_stderr(void*, int32_t level, const char* message) {
@@ -107,6 +109,25 @@ void SamplingOptions::add_to(CLI::App& app) {
   app.add_option("--deadline-ms", deadline_ms, "give up after so many milliseconds; 0: never")
       ->capture_default_str()
       ->group(kSamplingGroup);
+  app.add_option("--speculate", speculate,
+                 "verify guessed tokens: auto (as many as pay), off, always (whatever it costs)")
+      ->check(CLI::IsMember({"auto", "off", "always"}))
+      ->capture_default_str()
+      ->group(kSpeculationGroup);
+  app.add_option("--draft", drafters,
+                 "who guesses: lookup (repetitions in the text), reference, mtp (the model's "
+                 "module); default: all that there are")
+      ->check(CLI::IsMember({"lookup", "reference", "mtp"}))
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->group(kSpeculationGroup);
+  app.add_option("--max-draft", max_draft, "most tokens guessed at once; 0: no other limit than 64")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str()
+      ->group(kSpeculationGroup);
+  app.add_option("--reference", reference,
+                 "a file that the answer mostly copies (the old text of an edit)")
+      ->group(kSpeculationGroup);
 }
 
 namespace {
@@ -129,6 +150,23 @@ dsv3_logit_bias parse_bias(const std::string& text) {
 
 }  // namespace
 
+void SamplingOptions::make_speculation(dsv3_request_options* options) {
+  options->speculation = speculate == "off"      ? DSV3_SPECULATION_OFF
+                         : speculate == "always" ? DSV3_SPECULATION_ALWAYS
+                                                 : DSV3_SPECULATION_AUTO;
+  for (const std::string& name : drafters) {
+    options->drafters |= name == "lookup"      ? DSV3_DRAFT_LOOKUP
+                         : name == "reference" ? DSV3_DRAFT_REFERENCE
+                                               : DSV3_DRAFT_MTP;
+  }
+  options->max_draft_tokens = max_draft;
+  if (reference.empty()) return;
+  reference_text_ = read_input(reference);
+  require_utf8(reference_text_, reference);
+  options->reference_text = reference_text_.data();
+  options->reference_text_length = reference_text_.size();
+}
+
 dsv3_request_options SamplingOptions::make(const Interrupt& interrupt) {
   dsv3_request_options options;
   dsv3_request_options_init(&options, sizeof options);
@@ -145,6 +183,7 @@ dsv3_request_options SamplingOptions::make(const Interrupt& interrupt) {
   options.logprobs = logprobs;
   options.deadline_ms = deadline_ms;
   options.cancel = interrupt.token();
+  make_speculation(&options);
   stop_pointers_.clear();
   for (const std::string& text : stop) stop_pointers_.push_back(text.c_str());
   options.stop_strings = stop_pointers_.data();

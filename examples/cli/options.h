@@ -42,12 +42,19 @@ struct SamplingOptions {
   bool ignore_eos = false;
   int32_t logprobs = -1;
   uint64_t deadline_ms = 0;
+  std::string speculate = "auto";
+  std::vector<std::string> drafters;
+  int32_t max_draft = 0;
+  std::string reference;  // a file
 
   void add_to(CLI::App& app);
   // Points into *this, which has to outlive the request's start.
   dsv3_request_options make(const Interrupt& interrupt);
 
  private:
+  void make_speculation(dsv3_request_options* options);
+
+  std::string reference_text_;
   std::vector<const char*> stop_pointers_;
   std::vector<dsv3_logit_bias> biases_;
 };

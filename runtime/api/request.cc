@@ -42,7 +42,15 @@ constexpr dsv3_request_options kRequestDefaults = {.struct_size = sizeof(dsv3_re
                                                    .logits_hook = nullptr,
                                                    .logits_hook_user = nullptr,
                                                    .notify = nullptr,
-                                                   .notify_user = nullptr};
+                                                   .notify_user = nullptr,
+                                                   .speculation = DSV3_SPECULATION_AUTO,
+                                                   .drafters = 0,
+                                                   .max_draft_tokens = 0,
+                                                   .reserved = 0,
+                                                   .reference_tokens = nullptr,
+                                                   .reference_token_count = 0,
+                                                   .reference_text = nullptr,
+                                                   .reference_text_length = 0};
 
 constexpr uint32_t kMaxListed = 1 << 20;  // entries of logit_bias and stop_tokens
 
@@ -75,6 +83,44 @@ Status read_lists(const dsv3_request_options& o, RequestOptions* out) {
   if (o.stop_token_count > 0) {
     out->stop_tokens.assign(o.stop_tokens, o.stop_tokens + o.stop_token_count);
   }
+  return {};
+}
+
+Status read_speculation(const dsv3_request_options& o, RequestOptions* out) {
+  if (o.speculation < DSV3_SPECULATION_AUTO || o.speculation > DSV3_SPECULATION_ALWAYS) {
+    return invalid("speculation", format("speculation is %d, expected DSV3_SPECULATION_AUTO (0) to "
+                                         "DSV3_SPECULATION_ALWAYS (2)",
+                                         o.speculation));
+  }
+  constexpr uint32_t kAll = DSV3_DRAFT_LOOKUP | DSV3_DRAFT_REFERENCE | DSV3_DRAFT_MTP;
+  if ((o.drafters & ~kAll) != 0) {
+    return Status(
+        Code::kUnsupported,
+        format("drafters is 0x%x, expected DSV3_DRAFT_... flags (0x%x)", o.drafters, kAll),
+        "drafters");
+  }
+  DSV3_TRY(check_reserved(o, "dsv3_request_options"));
+  const uint32_t drafters = o.drafters == 0 ? kAll : o.drafters;
+  SpeculationOptions& s = out->speculation;
+  s.mode = static_cast<SpeculationMode>(o.speculation);
+  s.lookup = (drafters & DSV3_DRAFT_LOOKUP) != 0;
+  s.max_draft = o.max_draft_tokens;
+  if (o.reference_token_count > INT32_MAX) {
+    return invalid("reference_token_count",
+                   format("reference_token_count is %llu, expected at most %d",
+                          static_cast<unsigned long long>(o.reference_token_count), INT32_MAX));
+  }
+  DSV3_TRY(read_tokens_argument(o.reference_tokens, o.reference_token_count, "reference_tokens"));
+  std::string_view text;
+  DSV3_TRY(read_text(o.reference_text, o.reference_text_length, "reference_text", &text));
+  if (o.reference_tokens != nullptr && o.reference_text != nullptr) {
+    return invalid("reference_text", "reference_text and reference_tokens are both given");
+  }
+  if ((drafters & DSV3_DRAFT_REFERENCE) == 0) return {};
+  if (o.reference_token_count > 0) {
+    s.reference.assign(o.reference_tokens, o.reference_tokens + o.reference_token_count);
+  }
+  out->reference_text = text;
   return {};
 }
 
@@ -146,6 +192,8 @@ dsv3_request_statistics translate(const RequestStatistics& s) {
   out.decode_ns = s.decode_ns;
   out.first_token_ns = s.first_token_ns;
   out.total_ns = s.total_ns;
+  out.decode_steps = s.decode_steps;
+  out.speculation_saved_ns = s.speculation_saved_ns;
   return out;
 }
 
@@ -172,6 +220,7 @@ Status read_request_options(const dsv3_request_options* options, RequestOptions*
   s.seed = o.seed;
   s.logprobs = o.logprobs;
   DSV3_TRY(read_lists(o, out));
+  DSV3_TRY(read_speculation(o, out));
   out->ignore_eos = o.ignore_eos == 1;
   out->deadline_ms = o.deadline_ms;
   out->reasoning = o.reasoning;

@@ -22,6 +22,7 @@
 #include "runtime/base/status.h"
 #include "runtime/cache/page_pool.h"
 #include "runtime/cache/snapshot.h"
+#include "runtime/engine/draft.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/engine/session.h"
@@ -48,7 +49,6 @@ struct EngineOptions {
 inline constexpr int32_t kDefaultPrefillChunk = 256;
 inline constexpr int32_t kMaxBatch = 16;  // rows of one call of the head; a step has room for more
 inline constexpr int32_t kMaxStepTasks = 64;  // tasks that share a step
-inline constexpr int32_t kMaxDraft = 64;      // rows of one task's draft in a step
 
 struct EngineInfo {
   int32_t threads = 0;
@@ -183,6 +183,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
   std::unique_ptr<StepLogits> step_logits_;
+  DraftExperience draft_experience_;
 };
 
 template <class Prepare>

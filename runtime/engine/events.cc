@@ -22,9 +22,9 @@ EventQueue::EventQueue(uint32_t limit) : limit_(std::max<size_t>(limit, 1)) {
   ring_.resize(std::min<size_t>(limit_ + 1, 8));
 }
 
-bool EventQueue::full() const {
+size_t EventQueue::room() const {
   const std::lock_guard lock(mutex_);
-  return count_ >= limit_;
+  return count_ < limit_ ? limit_ - count_ : 0;
 }
 
 void EventQueue::push(Event* event) {

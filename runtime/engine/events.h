@@ -33,6 +33,8 @@ struct RequestStatistics {
   uint64_t generated_tokens = 0;
   uint64_t drafted_tokens = 0;
   uint64_t accepted_tokens = 0;
+  uint64_t decode_steps = 0;         // that generated tokens
+  int64_t speculation_saved_ns = 0;  // by measured step times; negative: it cost
   uint64_t queue_ns = 0;
   uint64_t prefill_ns = 0;
   uint64_t decode_ns = 0;
@@ -71,7 +73,8 @@ class EventQueue {
   explicit EventQueue(uint32_t limit);
 
   // --- the engine's side
-  bool full() const;
+  bool full() const { return room() == 0; }
+  size_t room() const;  // events until then
   // Takes the event's content and leaves an older one's buffers in it. A progress event replaces a
   // progress event that still waits. May throw std::bad_alloc, and then nothing was added.
   void push(Event* event);

@@ -194,11 +194,18 @@ void Engine::run_step(StepPlan* plan) {
   step.should_stop = should_stop;
   step.should_stop_user = this;
   running_ = plan;
+  // What a step of decoding rows costs decides how much may be drafted.
+  const bool decoding = std::all_of(plan->parts.begin(), plan->parts.end(),
+                                    [](const PlanRows& p) { return p.begin + 1 == p.draft_begin; });
   const Status status = forward_->run(step);
   if (status.code() == Code::kCancelled)
     return;  // the loop finds out whose; others are planned again
   if (status.ok()) {
     commit(plan, step);
+    if (decoding) {
+      draft_experience_.costs.record(static_cast<int64_t>(step.tokens.size()),
+                                     monotonic_ns() - now);
+    }
   } else if (plan->parts.size() == 1) {
     fail(&plan->parts[0], status);
   } else {
@@ -242,6 +249,7 @@ void Engine::commit(StepPlan* plan, const Step& step) {
     run.sampler = sampler_.get();
     run.step = &step;
     run.head = step_logits_.get();
+    run.experience = &draft_experience_;
     run.row_begin = part.row_begin;
     run.begin = part.begin;
     run.end = part.end;

@@ -45,6 +45,23 @@ Status RequestOptions::validate(const Model& model) const {
                               static_cast<long long>(vocab - 1));
     }
   }
+  if (speculation.max_draft < 0 || speculation.max_draft > kMaxDraft) {
+    return make_field_error(Code::kInvalidArgument, "max_draft_tokens",
+                            "max_draft_tokens is %d, expected 0 (as many as pay) to %d",
+                            speculation.max_draft, kMaxDraft);
+  }
+  for (const int32_t t : speculation.reference) {
+    if (t < 0 || t >= vocab) {
+      return make_field_error(Code::kInvalidArgument, "reference_tokens",
+                              "reference_tokens names token %d, expected 0 to %lld", t,
+                              static_cast<long long>(vocab - 1));
+    }
+  }
+  if (!reference_text.empty() && !model.has_tokenizer()) {
+    return make_field_error(Code::kUnsupported, "reference_text",
+                            "%s has no tokenizer: reference_text cannot be used",
+                            model.path().c_str());
+  }
   if (reasoning < -1 || reasoning > 1) {
     return make_field_error(Code::kInvalidArgument, "reasoning",
                             "reasoning is %d, expected -1, 0 or 1", reasoning);
@@ -78,6 +95,8 @@ Request::Request(const std::shared_ptr<Session>& s, RequestOptions options, int6
       stop_tokens_(options_.stop_tokens),
       max_length_(s->engine()->model().config().max_position_embeddings),
       start_ns_(start_ns),
+      speculator_(options_.speculation,
+                  std::min(max_length_, static_cast<int64_t>(s->length() + options_.max_tokens))),
       queue_(options_.max_queued_events) {
   const Model& model = s->engine()->model();
   if (!options_.ignore_eos) {
@@ -101,6 +120,11 @@ Result<std::shared_ptr<Request>> Request::start(const std::shared_ptr<Session>& 
                                                 RequestOptions options, int64_t deadline_ns) {
   const std::shared_ptr<Engine> engine = session->engine();
   DSV3_TRY(options.validate(engine->model()));
+  if (!options.reference_text.empty()) {
+    std::vector<int32_t>& reference = options.speculation.reference;
+    DSV3_TRY(engine->model().tokenizer().encode(options.reference_text, {}, &reference));
+    options.reference_text.clear();
+  }
   const int64_t now = monotonic_ns();
   const int64_t deadline = deadline_ns > 0 ? deadline_ns : deadline_after(options.deadline_ms, now);
   auto request = std::make_shared<Request>(session, std::move(options), now, deadline);
@@ -115,6 +139,7 @@ Result<std::shared_ptr<Request>> Request::start(const std::shared_ptr<Session>& 
     s.tokens.reserve(static_cast<size_t>(std::min(request->max_length_, length + most)));
     // The last token's hidden state is not kept: it is computed again when everything was cached.
     s.computed = std::min(s.computed, length - 1);
+    request->speculator_.begin(static_cast<size_t>(length));
     request->statistics_.prompt_tokens = static_cast<uint64_t>(length);
     request->statistics_.cached_tokens = static_cast<uint64_t>(s.computed);
     return {};
@@ -243,6 +268,27 @@ Status Request::generate(const StepRun& run, Finish* finish) {
   }
 }
 
+// What the step says about its draft, and the next one.
+void Request::speculate(const StepRun& run, int64_t fresh) {
+  const std::vector<int32_t>& tokens = session().state().tokens;
+  const int64_t drafted = run.end - run.draft_begin;
+  if (run.begin + 1 == run.draft_begin) {  // a step of decoding, not the prompt's last
+    speculator_.learn(run.experience, tokens, static_cast<int32_t>(fresh),
+                      static_cast<int32_t>(drafted), run.other_rows());
+  }
+  const auto length = static_cast<int64_t>(tokens.size());
+  const auto left = static_cast<int64_t>(options_.max_tokens - statistics_.generated_tokens);
+  // No token without a place for its event; the one after the draft's comes with it.
+  const auto room = options_.collect ? left : static_cast<int64_t>(queue_.room());
+  speculator_.propose(*run.experience, tokens, run.other_rows(),
+                      std::min({left - 1, room - 1, max_length_ - length - 1}));
+  const std::lock_guard lock(statistics_mutex_);
+  ++statistics_.decode_steps;
+  statistics_.drafted_tokens += static_cast<uint64_t>(drafted);
+  statistics_.accepted_tokens += static_cast<uint64_t>(fresh - 1);
+  statistics_.speculation_saved_ns = static_cast<int64_t>(speculator_.saved_ns());
+}
+
 Status Request::commit(const StepRun& run, Finish* finish) {
   pushed_ = false;
   const auto prompt = static_cast<int64_t>(statistics_.prompt_tokens);
@@ -258,7 +304,9 @@ Status Request::commit(const StepRun& run, Finish* finish) {
     } else if (run.draft_begin >= max_length_) {
       finish->reason = FinishReason::kContextLength;
     } else {
+      const uint64_t before = statistics_.generated_tokens;
       DSV3_TRY(generate(run, finish));
+      speculate(run, static_cast<int64_t>(statistics_.generated_tokens - before));
     }
   }
   // The final event brings its own call.

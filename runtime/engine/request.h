@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/engine/events.h"
+#include "runtime/engine/speculator.h"
 #include "runtime/engine/task.h"
 #include "runtime/text/stream.h"
 
@@ -24,6 +25,8 @@ inline constexpr size_t kMaxStopStringBytes = 1024;  // the matcher's states cos
 
 struct RequestOptions {
   SamplingOptions sampling;
+  SpeculationOptions speculation;
+  std::string reference_text;  // becomes speculation.reference when the request starts
   Priority priority = Priority::kInteractive;
   uint64_t max_tokens = 256;  // 0: the prompt is computed and nothing is generated
   std::vector<std::string> stop_strings;
@@ -66,6 +69,7 @@ class Request final : public Task {
   // --- Task
   bool paused() const override { return !options_.collect && queue_.full(); }
   int64_t first_logits() const override;
+  std::span<const int32_t> draft() const override { return speculator_.draft(); }
   void started(int64_t now_ns) override;
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;
@@ -77,6 +81,7 @@ class Request final : public Task {
   bool is_stop_token(int32_t id) const;
   Status sample(const StepRun& run, int64_t position);
   Status generate(const StepRun& run, Finish* finish);
+  void speculate(const StepRun& run, int64_t fresh);
   Status append(int32_t token);  // kCancelled when the owner is gone
   // Events of a new token; true when a stop string ended the answer.
   bool emit_token(bool is_stop_token);
@@ -90,6 +95,7 @@ class Request final : public Task {
   std::vector<int32_t> stop_tokens_;  // the model's end tokens included, sorted
   const int64_t max_length_;          // of the sequence
   const int64_t start_ns_;
+  Speculator speculator_;
   std::optional<StreamDecoder> decoder_;  // none without a tokenizer
   SampledToken sampled_;
   std::vector<Segment> segments_;

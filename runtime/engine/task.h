@@ -10,6 +10,7 @@
 
 #include "runtime/base/status.h"
 #include "runtime/engine/callback.h"
+#include "runtime/engine/draft_control.h"
 #include "runtime/engine/events.h"
 #include "runtime/engine/logits.h"
 #include "runtime/engine/sampler.h"
@@ -34,12 +35,15 @@ struct StepRun {
   Sampler* sampler = nullptr;
   const Step* step = nullptr;  // all tasks' rows
   StepLogits* head = nullptr;
-  int32_t row_begin = 0;  // of the task's rows in the step
+  DraftExperience* experience = nullptr;  // with drafts, of the context
+  int32_t row_begin = 0;                  // of the task's rows in the step
   int64_t begin = 0, end = 0;
   int64_t draft_begin = 0;
   int64_t logits_begin = 0;  // position of the first row whose logits may be asked for
   int32_t head_begin = 0;    // that row's index in `head`
 
+  // Rows of the step that are not this task's.
+  int64_t other_rows() const { return static_cast<int64_t>(step->tokens.size()) - (end - begin); }
   // The token that the row at `position` stood for.
   int32_t token(int64_t position) const {
     return step->tokens[static_cast<size_t>(row_begin + (position - begin))];

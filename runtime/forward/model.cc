@@ -116,8 +116,8 @@ Status ForwardModel::head(std::span<const int32_t> rows, float* out) {
   return impl_->head(impl_->a.hidden, rows, out);
 }
 
-Status ForwardModel::Impl::head(const DeviceFloats& hidden_states, std::span<const int32_t> rows,
-                                float* out) {
+Status ForwardModel::Impl::compute_logits(const DeviceFloats& hidden_states,
+                                          std::span<const int32_t> rows) {
   const auto hidden = static_cast<int32_t>(config().hidden_size);
   const auto vocab = static_cast<int32_t>(config().vocab_size);
   const auto count = static_cast<int32_t>(rows.size());
@@ -136,8 +136,14 @@ Status ForwardModel::Impl::head(const DeviceFloats& hidden_states, std::span<con
           rows[static_cast<size_t>(r)]);
     }
   }
-  device->download(out, bytes_of(a.logits.at()),
-                   static_cast<size_t>(count) * static_cast<size_t>(vocab) * sizeof(float));
+  return {};
+}
+
+Status ForwardModel::Impl::head(const DeviceFloats& hidden_states, std::span<const int32_t> rows,
+                                float* out) {
+  DSV3_TRY(compute_logits(hidden_states, rows));
+  const auto vocab = static_cast<size_t>(config().vocab_size);
+  device->download(out, bytes_of(a.logits.at()), rows.size() * vocab * sizeof(float));
   return {};
 }
 

@@ -26,6 +26,21 @@ struct Step {
   void* should_stop_user = nullptr;
 };
 
+// Rows of the MTP module for one or several sequences: a row at slot p combines the embedding of
+// token p with the hidden state of position p - 1, stores its latent at slot p, and predicts token
+// p + 1.
+struct MtpStep {
+  std::span<const int32_t> tokens;                   // [rows] the token at each row's slot
+  std::span<const kernels::SequenceRows> sequences;  // slots, from 1 on; their pages writable
+  // [rows] whose hidden state each row takes: rows of the last run(), or when `chained` of the last
+  // run_mtp(), which then stands for the main model's (drafting deeper with the one module).
+  std::span<const int32_t> hidden_rows;
+  bool chained = false;
+  // The hidden state before its norm (the final one; for chained rows shared_head.norm), not after.
+  bool before_norm = false;
+  int64_t first_key = 1;  // slots before it are not attended to: they were never filled
+};
+
 class ForwardModel {
  public:
   // Binds the weights to the device and sizes everything for steps of up to `max_rows` rows and
@@ -58,6 +73,15 @@ class ForwardModel {
   // out). Latents are stored at slot p. Afterwards mtp_head gives logits that predict token p + 1.
   Status run_mtp(const Step& step, const float* previous_hidden);
   Status mtp_head(std::span<const int32_t> rows, float* out);
+
+  // The same for drafts. Right after run(), whose rows it takes (or after another such call).
+  Status run_mtp(const MtpStep& step);
+  struct Guess {
+    int32_t token = 0;
+    float probability = 0;
+  };
+  // The best token after each of some rows of the last run_mtp, at most max_head_rows.
+  Status mtp_guess(std::span<const int32_t> rows, Guess* out);
 
   // How often each routed expert was chosen since the start, [layers, n_routed_experts].
   const std::vector<uint64_t>& expert_load() const;

@@ -26,6 +26,11 @@ struct ForwardModel::Impl {
   void upload_rope(int32_t rows, std::span<const kernels::SequenceRows> sequences);
   // logits of some rows of `hidden` ([.., hidden_size], after a norm), to the host.
   Status head(const DeviceFloats& hidden, std::span<const int32_t> rows, float* out);
+  // The same up to the logits on the device, and their `stats`.
+  Status compute_logits(const DeviceFloats& hidden, std::span<const int32_t> rows);
+  // MTP module 0 over rows whose hidden states stand in a.previous [rows, hidden].
+  Status mtp_module(std::span<const int32_t> tokens,
+                    std::span<const kernels::SequenceRows> sequences, int64_t first_key);
 
   std::shared_ptr<const Model> model;
   kernels::Device* device;

@@ -11,18 +11,47 @@ namespace dsv3 {
 
 using kernels::Dev;
 
+namespace {
+
+Dev<std::byte> as_bytes(Dev<float> p) {
+  return Dev<std::byte>(reinterpret_cast<std::byte*>(p.get()));
+}
+
+}  // namespace
+
+Status ForwardModel::Impl::mtp_module(std::span<const int32_t> tokens,
+                                      std::span<const kernels::SequenceRows> sequences,
+                                      int64_t first_key) {
+  const BoundMtp& module = weights.mtp[0];
+  const auto rows = static_cast<int32_t>(tokens.size());
+  const auto hidden = static_cast<int32_t>(config().hidden_size);
+  const float eps = config().rms_norm_eps;
+
+  // x = W_eh [enorm(embedding); hnorm(previous)]
+  device->embed(weights.embed, tokens, a.x.at(), hidden);
+  device->rms_norm(a.x.at(), hidden, module.enorm, eps, rows, hidden, a.embed_hidden.at(),
+                   2 * int64_t{hidden});
+  device->rms_norm(a.previous.at(), hidden, module.hnorm, eps, rows, hidden,
+                   a.embed_hidden.at(static_cast<size_t>(hidden)), 2 * int64_t{hidden});
+  const kernels::LinearArgs combine[] = {
+      {module.eh_proj, a.embed_hidden.at(), 2 * int64_t{hidden}, a.x.at(), hidden, rows, false}};
+  device->linear(combine);
+
+  upload_rope(rows, sequences);
+  const LayerContext context = layer_context(rows, sequences);
+  mla_block(context, module.layer, page_offset(config().num_hidden_layers), first_key);
+  ffn_block(context, module.layer, load_of(config().num_hidden_layers));
+
+  device->rms_norm(a.x.at(), hidden, module.head_norm, eps, rows, hidden, a.mtp_hidden.at(),
+                   hidden);
+  return device->synchronize();
+}
+
 Status ForwardModel::run_mtp(const Step& step, const float* previous_hidden) {
   Impl& m = *impl_;
-  const ModelConfig& config = m.config();
   assert(!m.weights.mtp.empty() && step.sequences.size() == 1);
-  const BoundMtp& module = m.weights.mtp[0];
-  const auto hidden = static_cast<int32_t>(config.hidden_size);
-  const auto width = static_cast<size_t>(hidden);
+  const auto width = static_cast<size_t>(m.config().hidden_size);
   const size_t row_bytes = width * sizeof(float);
-  const float eps = config.rms_norm_eps;
-  const auto as_bytes = [](Dev<float> p) {
-    return Dev<std::byte>(reinterpret_cast<std::byte*>(p.get()));
-  };
 
   // Position 0 has no hidden state before it: its row is left out, and slot 0 stays empty.
   kernels::SequenceRows sequence = step.sequences[0];
@@ -35,7 +64,6 @@ Status ForwardModel::run_mtp(const Step& step, const float* previous_hidden) {
   sequence.row_begin = 0;
   sequence.rows = rows;
   sequence.first_position += m.mtp_skipped;
-  const std::span<const kernels::SequenceRows> sequences(&sequence, 1);
 
   // previous [rows, hidden]: the hidden state one position before each row.
   size_t filled = 0;
@@ -48,25 +76,28 @@ Status ForwardModel::run_mtp(const Step& step, const float* previous_hidden) {
     m.device->copy(as_bytes(m.a.previous.at(filled * width)), as_bytes(m.a.hidden.at()),
                    from_run * row_bytes);
   }
+  return m.mtp_module(tokens, std::span(&sequence, 1), /*first_key=*/1);
+}
 
-  // x = W_eh [enorm(embedding); hnorm(previous)]
-  m.device->embed(m.weights.embed, tokens, m.a.x.at(), hidden);
-  m.device->rms_norm(m.a.x.at(), hidden, module.enorm, eps, rows, hidden, m.a.embed_hidden.at(),
-                     2 * int64_t{hidden});
-  m.device->rms_norm(m.a.previous.at(), hidden, module.hnorm, eps, rows, hidden,
-                     m.a.embed_hidden.at(width), 2 * int64_t{hidden});
-  const kernels::LinearArgs combine[] = {{module.eh_proj, m.a.embed_hidden.at(),
-                                          2 * int64_t{hidden}, m.a.x.at(), hidden, rows, false}};
-  m.device->linear(combine);
+Status ForwardModel::run_mtp(const MtpStep& step) {
+  Impl& m = *impl_;
+  assert(!m.weights.mtp.empty() && step.tokens.size() == step.hidden_rows.size());
+  m.mtp_skipped = 0;
+  const auto hidden = static_cast<int32_t>(m.config().hidden_size);
+  // x still holds the residual stream of the rows that ran last, from before their norm.
+  const DeviceFloats& after = step.chained ? m.a.mtp_hidden : m.a.hidden;
+  const DeviceFloats& source = step.before_norm ? m.a.x : after;
+  m.device->gather_rows(source.at(), hidden, step.hidden_rows, hidden, m.a.previous.at(), hidden);
+  return m.mtp_module(step.tokens, step.sequences, step.first_key);
+}
 
-  m.upload_rope(rows, sequences);
-  const LayerContext context = m.layer_context(rows, sequences);
-  mla_block(context, module.layer, m.page_offset(config.num_hidden_layers), /*first_key=*/1);
-  ffn_block(context, module.layer, m.load_of(config.num_hidden_layers));
-
-  m.device->rms_norm(m.a.x.at(), hidden, module.head_norm, eps, rows, hidden, m.a.mtp_hidden.at(),
-                     hidden);
-  return m.device->synchronize();
+Status ForwardModel::mtp_guess(std::span<const int32_t> rows, Guess* out) {
+  Impl& m = *impl_;
+  DSV3_TRY(m.compute_logits(m.a.mtp_hidden, rows));
+  for (size_t r = 0; r < rows.size(); ++r) {
+    out[r] = {m.stats[r].argmax, static_cast<float>(1 / m.stats[r].sum_exp)};
+  }
+  return {};
 }
 
 Status ForwardModel::mtp_head(std::span<const int32_t> rows, float* out) {

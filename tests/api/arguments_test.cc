@@ -213,6 +213,34 @@ TEST_CASE("values out of range name their field") {
   CHECK(request_field([](auto& o) { o.reasoning = 2; }) == "reasoning");
   CHECK(request_field([](auto& o) { o.ignore_eos = 7; }) == "ignore_eos");
   CHECK(request_field([](auto& o) { o.max_queued_events = 0; }) == "max_queued_events");
+  CHECK(request_field([](auto& o) { o.speculation = 3; }) == "speculation");
+  CHECK(request_field([](auto& o) { o.speculation = -1; }) == "speculation");
+  CHECK(request_field([](auto& o) { o.max_draft_tokens = 65; }) == "max_draft_tokens");
+  CHECK(request_field([](auto& o) { o.max_draft_tokens = -1; }) == "max_draft_tokens");
+  CHECK(request_field([](auto& o) { o.reference_token_count = 1; }) == "reference_tokens");
+  CHECK(request_field([](auto& o) { o.reference_token_count = UINT64_MAX; }) ==
+        "reference_token_count");
+  CHECK(request_field([](auto& o) { o.reference_text_length = 1; }) == "reference_text");
+  // What only a newer library could know is refused as such.
+  for (const char* field : {"drafters", "reserved"}) {
+    dsv3_request_options o = request_options();
+    if (std::string(field) == "drafters") o.drafters = 8;
+    if (std::string(field) == "reserved") o.reserved = 1;
+    dsv3_request* request = nullptr;
+    CHECK(dsv3_request_start(f.session.get(), &o, &request, error.out()) == DSV3_E_UNSUPPORTED);
+    CHECK(error.field() == field);
+  }
+  const int32_t no_token[] = {5, 4096};
+  CHECK(request_field([&](auto& o) {
+          o.reference_tokens = no_token;
+          o.reference_token_count = 2;
+        }) == "reference_tokens");
+  CHECK(request_field([&](auto& o) {
+          o.reference_tokens = no_token;
+          o.reference_token_count = 1;
+          o.reference_text = "both";
+          o.reference_text_length = 4;
+        }) == "reference_text");
   CHECK(request_field([](auto& o) { o.logit_bias_count = 1; }) == "logit_bias");
   CHECK(request_field([](auto& o) { o.stop_string_count = 1; }) == "stop_strings");
   CHECK(request_field([](auto& o) { o.stop_token_count = 1; }) == "stop_tokens");

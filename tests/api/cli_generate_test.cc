@@ -41,6 +41,29 @@ constexpr const char* kSource =
     "\n"
     "# é 🦀 end\n";
 
+TEST_CASE("speculation changes the steps and not the answer") {
+  const auto run = [](std::vector<std::string> more) {
+    more.insert(more.end(), {"-n", "80", "--ignore-eos", "--json", "-q"});
+    const Run out = dsv3(generate(more));
+    REQUIRE_MESSAGE(out.code == 0, out.err);
+    return Json::parse(out.out);
+  };
+  const Json plain = run({"--speculate", "off"});
+  CHECK(plain.at("statistics").at("drafted_tokens") == 0);
+  CHECK(plain.at("statistics").at("decode_steps") == 80);
+  const TemporaryFolder folder;
+  write_bytes(folder.file("old.py"), plain.at("text").get<std::string>());
+  const Json drafted = run({"--speculate", "always", "--draft", "reference,lookup", "--max-draft",
+                            "20", "--reference", folder.file("old.py")});
+  CHECK(drafted.at("text") == plain.at("text"));
+  CHECK(drafted.at("tokens") == plain.at("tokens"));
+  CHECK(drafted.at("statistics").at("decode_steps") < 30);
+  CHECK(drafted.at("statistics").at("accepted_tokens") > 50);
+  CHECK(run({}).at("tokens") == plain.at("tokens"));
+  CHECK(dsv3(generate({"--speculate", "maybe"})).code == 2);
+  CHECK(dsv3(generate({"--reference", folder.file("none.py")})).code != 0);
+}
+
 TEST_CASE("generate: text for people, JSON for programs, the same answer") {
   const Run human = dsv3(generate({"-n", "12", "--stats"}));
   REQUIRE_MESSAGE(human.code == 0, human.err);

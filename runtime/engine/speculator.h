@@ -1,0 +1,67 @@
+// Speculation of one request: which drafter's guess of the next tokens the next step verifies, and
+// how much of it. The request (request.cc) accepts a token if and only if it is the position's own
+// sample, so that nothing here changes what is generated.
+//
+// The engine's thread only; allocates nothing after it was made.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "runtime/engine/draft.h"
+#include "runtime/engine/draft_control.h"
+#include "runtime/engine/draft_lookup.h"
+#include "runtime/engine/draft_reference.h"
+
+namespace dsv3 {
+
+// The numbers are those of dsv3.h.
+enum class SpeculationMode : int32_t {
+  kAuto = 0,    // as much as pays, by measured acceptance and measured step times
+  kOff = 1,     //
+  kAlways = 2,  // whatever there is to draft, whether it pays or not
+};
+
+struct SpeculationOptions {
+  SpeculationMode mode = SpeculationMode::kAuto;
+  bool lookup = true;              // drafts from the session's own text
+  int32_t max_draft = 0;           // tokens of one draft; 0: kMaxDraft
+  std::vector<int32_t> reference;  // what the answer mostly copies; empty: nothing
+};
+
+class Speculator {
+ public:
+  // expected: tokens of the session at the answer's end, about.
+  Speculator(const SpeculationOptions& options, int64_t expected);
+  // Tokens of the session before the answer.
+  void begin(size_t prompt) { prompt_ = prompt; }
+
+  // A step committed the last `fresh` of `tokens` (the whole session) after verifying `drafted`
+  // rows of the draft, beside `others` rows of other tasks.
+  void learn(DraftExperience* shared, std::span<const int32_t> tokens, int32_t fresh,
+             int32_t drafted, int64_t others);
+  // Makes the draft for the next step, of at most `room` tokens.
+  void propose(const DraftExperience& shared, std::span<const int32_t> tokens, int64_t others,
+               int64_t room);
+  std::span<const int32_t> draft() const { return draft_; }
+  void clear() { draft_ = {}; }
+
+  // Nanoseconds that it saved, by measured step times; negative: that it cost.
+  double saved_ns() const { return control_.saved_ns(); }
+
+ private:
+  void learn_from(DraftExperience* shared, const Draft& draft, std::span<const int32_t> fresh);
+
+  const SpeculationMode mode_;
+  const int32_t max_draft_;
+  size_t prompt_ = 0;
+  std::optional<PromptLookup> lookup_;
+  std::optional<ReferenceText> reference_;
+  DraftControl control_;
+  Draft lookup_draft_, reference_draft_;  // proposed last, verified or not
+  std::span<const int32_t> draft_;        // the part of one of them that is to be verified
+};
+
+}  // namespace dsv3

@@ -1,0 +1,310 @@
+// Drafters and the control of their depth: pure classes, no model.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <numeric>
+
+#include "runtime/engine/draft_control.h"
+#include "runtime/engine/draft_lookup.h"
+#include "runtime/engine/draft_reference.h"
+#include "tests/support/support.h"
+
+using namespace dsv3;        // NOLINT
+using namespace dsv3::test;  // NOLINT
+
+namespace {
+
+using Tokens = std::vector<int32_t>;
+
+// A stand-in for a tokenizer: words with the blank before them, cut into pieces of at most `piece`
+// characters, and single other characters.
+class Words {
+ public:
+  explicit Words(size_t piece = 6) : piece_(piece) {}
+  Tokens operator()(const std::string& text) {
+    Tokens out;
+    const auto word = [](char c) { return std::isalnum(static_cast<uint8_t>(c)) != 0 || c == '_'; };
+    for (size_t i = 0; i < text.size();) {
+      size_t end = i + 1;
+      if (word(text[i]) || (text[i] == ' ' && end < text.size() && word(text[end]))) {
+        while (end < text.size() && end - i < piece_ && word(text[end])) ++end;
+      } else if (text[i] == ' ') {
+        while (end < text.size() && text[end] == ' ') ++end;
+      }
+      const auto known = ids_.emplace(text.substr(i, end - i), static_cast<int32_t>(ids_.size()));
+      out.push_back(known.first->second);
+      i = end;
+    }
+    return out;
+  }
+
+ private:
+  size_t piece_;
+  std::map<std::string, int32_t> ids_;
+};
+
+int32_t right_tokens(const Draft& draft, const Tokens& target, size_t from) {
+  int32_t right = 0;
+  for (const int32_t t : draft.tokens) {
+    const size_t at = from + static_cast<size_t>(right);
+    if (at >= target.size() || target[at] != t) break;
+    ++right;
+  }
+  return right;
+}
+
+// Steps to write `target` when every step verifies a draft along `reference`.
+size_t steps_with_reference(const Tokens& reference, const Tokens& target, int32_t most = 48) {
+  ReferenceText drafter(reference);
+  Draft draft;
+  size_t done = 0, steps = 0;
+  while (done < target.size()) {
+    drafter.propose(std::span(target).first(done), most, &draft);
+    done += static_cast<size_t>(right_tokens(draft, target, done)) + 1;
+    ++steps;
+  }
+  return steps;
+}
+
+std::string replace_all(std::string text, const std::string& from, const std::string& to) {
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at)) {
+    text.replace(at, from.size(), to);
+    at += to.size();
+  }
+  return text;
+}
+
+std::string sample() { return read_bytes(source_path("tests/data/python/inventory.py")); }
+
+Tokens random_tokens(size_t count, uint32_t seed, int32_t vocab) {
+  Tokens out(count);
+  for (int32_t& t : out) {
+    seed = seed * 1664525 + 1013904223;
+    t = static_cast<int32_t>((seed >> 8) % static_cast<uint32_t>(vocab));
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("lookup: the longest match wins, of equals the most recent") {
+  PromptLookup lookup(100);
+  Draft draft;
+  //                     0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16
+  const Tokens tokens = {1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 9, 8, 3, 4, 7, 3, 4};
+  lookup.propose(tokens, 2, &draft);
+  CHECK(draft.tokens == Tokens{7, 3});  // after 3 4 at 12
+  CHECK(draft.source == DraftSource::kLookup);
+  CHECK(draft.confidence == 2);
+  const Tokens longer = {1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 9, 8, 3, 4, 7, 3, 4, 1, 2, 3, 4};
+  lookup.propose(longer, 3, &draft);
+  CHECK(draft.confidence == 4);
+  CHECK(draft.tokens == Tokens{5, 9, 2});
+}
+
+TEST_CASE("lookup: nothing where nothing matches; a period goes on") {
+  PromptLookup lookup(100);
+  Draft draft;
+  lookup.propose(Tokens{1}, 8, &draft);
+  CHECK(draft.tokens.empty());
+  lookup.propose(Tokens{1, 2, 3, 4}, 8, &draft);
+  CHECK(draft.tokens.empty());
+  CHECK(draft.source == DraftSource::kNone);
+  lookup.propose(Tokens{1, 2, 3, 4, 1, 2, 3, 4}, 6, &draft);
+  CHECK(draft.tokens == Tokens{1, 2, 3, 4, 1, 2});
+}
+
+TEST_CASE("lookup: what it finds is there, whatever the text and however it grew") {
+  for (const uint32_t seed : {1U, 2U, 3U}) {
+    const Tokens tokens = random_tokens(3000, seed, 6);
+    PromptLookup lookup(3000);
+    Draft draft;
+    for (size_t length = 10; length < tokens.size(); length += 1 + length % 7) {
+      const std::span<const int32_t> text(tokens.data(), length);
+      lookup.propose(text, 4, &draft);
+      if (draft.tokens.empty()) continue;
+      const auto n = static_cast<size_t>(draft.confidence);
+      REQUIRE(n >= 2);
+      REQUIRE(n <= 32);
+      // The last n tokens stand somewhere before the draft's first token.
+      Tokens pattern(text.end() - static_cast<std::ptrdiff_t>(n), text.end());
+      pattern.push_back(draft.tokens[0]);
+      REQUIRE(std::search(text.begin(), text.end(), pattern.begin(), pattern.end()) != text.end());
+    }
+  }
+}
+
+TEST_CASE("lookup: a text longer than the window is no harm") {
+  constexpr size_t kLength = NgramIndex::kMaxWindow * 2 + 77;
+  Tokens tokens(kLength);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  for (size_t i = kLength - 4; i < kLength; ++i) tokens[i] -= 100;
+  PromptLookup lookup(static_cast<int64_t>(kLength));
+  Draft draft;
+  lookup.propose(tokens, 3, &draft);
+  const int32_t last = tokens.back();
+  CHECK(draft.tokens == Tokens{last + 1, last + 2, last + 3});
+  // What left the window is forgotten.
+  for (int32_t i = 0; i < 4; ++i) tokens.push_back(50 + i);
+  lookup.propose(tokens, 3, &draft);
+  CHECK(draft.tokens.empty());
+}
+
+TEST_CASE("reference: an unchanged text is copied in long drafts") {
+  Words words;
+  const Tokens text = words(sample());
+  REQUIRE(text.size() > 900);
+  CHECK(steps_with_reference(text, text, 48) <= text.size() / 49 + 1);
+}
+
+TEST_CASE("reference: insertion, deletion and replacement cost a few steps each") {
+  const Tokens text = random_tokens(600, 5, 200);
+  const size_t plain = steps_with_reference(text, text);
+  Tokens inserted = text, deleted = text, replaced = text, moved = text;
+  const Tokens fresh = {1001, 1002, 1003, 1004, 1005};
+  inserted.insert(inserted.begin() + 300, fresh.begin(), fresh.end());
+  CHECK(steps_with_reference(text, inserted) <= plain + fresh.size() + 2);
+  deleted.erase(deleted.begin() + 300, deleted.begin() + 340);
+  CHECK(steps_with_reference(text, deleted) <= plain + 3);
+  replaced[300] = 1001;
+  CHECK(steps_with_reference(text, replaced) <= plain + 2);
+  // The last third comes first: found far away.
+  std::rotate(moved.begin(), moved.begin() + 400, moved.end());
+  CHECK(steps_with_reference(text, moved) <= plain + 10);
+}
+
+TEST_CASE("reference: a renamed identifier is expected after the first time") {
+  Words words(100);
+  Words pieces(5);
+  for (Words* w : {&words, &pieces}) {
+    const std::string old = sample();
+    REQUIRE(old.find("quantity") != std::string::npos);
+    const std::string renamed = replace_all(old, "quantity", "number_of_pieces");
+    const Tokens from = (*w)(old), to = (*w)(renamed);
+    const size_t steps = steps_with_reference(from, to);
+    CAPTURE(steps);
+    CAPTURE(to.size());
+    CHECK(steps * 10 <= to.size());
+  }
+}
+
+TEST_CASE("reference: an answer that begins with something else is found all the same") {
+  Words words;
+  const std::string old = sample();
+  const Tokens from = words(old);
+  const Tokens to = words("Sure, here is the whole file after the change:\n\n```python\n" + old);
+  CHECK(steps_with_reference(from, to) <= from.size() / 49 + 30);
+}
+
+TEST_CASE("reference: cut into other tokens at the seam") {
+  Words words(6), other(6);
+  const std::string old = sample();
+  // The reference begins in the middle of a word of the answer's.
+  const Tokens to = words(old);
+  const Tokens from = words(old.substr(2));
+  CHECK(steps_with_reference(from, to) <= to.size() / 49 + 8);
+}
+
+TEST_CASE("reference: any answer is safe") {
+  for (uint32_t seed = 1; seed < 200; ++seed) {
+    const Tokens reference = random_tokens(seed * 3 % 91, seed, 4 + static_cast<int32_t>(seed % 9));
+    const Tokens answer = random_tokens(150, seed + 1000, 4 + static_cast<int32_t>(seed % 9));
+    ReferenceText drafter(reference);
+    Draft draft;
+    for (size_t i = 0; i < answer.size(); i += 1 + seed % 3) {
+      const auto most = static_cast<int32_t>(i % 17);
+      drafter.propose(std::span(answer).first(i), most, &draft);
+      REQUIRE(draft.tokens.size() <= static_cast<size_t>(most));
+    }
+  }
+}
+
+TEST_CASE("costs: measured where measured, between in a line, beyond with caution") {
+  StepCosts costs;
+  CHECK(costs.of(1) == 0);
+  costs.record(1, 1000);
+  CHECK(costs.of(1) == doctest::Approx(1000));
+  CHECK(costs.of(3) == doctest::Approx(2000));  // kUnknownRow
+  costs.record(5, 2000);
+  CHECK(costs.of(3) == doctest::Approx(1500).epsilon(0.01));
+  for (int i = 0; i < 200; ++i) costs.record(1, 1200);
+  CHECK(costs.of(1) == doctest::Approx(1200).epsilon(0.01));
+  CHECK(costs.of(5) > 2040);   // the machine became slower: wider steps too
+  costs.record(1, 1'000'000);  // an outlier counts as twice the mean
+  CHECK(costs.of(1) < 1300);
+  for (int i = 0; i < 20; ++i) costs.record(1, 1000);
+  CHECK(costs.of(1) == doctest::Approx(1000).epsilon(0.01));
+  int64_t last = 0;
+  for (int64_t rows = 1; rows < 2000; rows += 3) {
+    costs.record(rows, 1000 + rows * 10);
+    last = rows;
+  }
+  CHECK(costs.of(last) > costs.of(1));
+}
+
+namespace {
+
+// A request of many steps with drafts that are right with some chance, on a machine where a step of
+// n rows takes 1000 + slope * (n - 1). Returns time with speculation over time without.
+double relative_time(double chance, double slope, DraftSource source, double draft_ns = 0,
+                     int steps = 4000) {
+  DraftExperience shared;
+  DraftControl control;
+  const auto time = [&](int64_t rows) { return 1000 + slope * static_cast<double>(rows - 1); };
+  uint32_t seed = 7;
+  const auto uniform = [&] {
+    seed = seed * 1664525 + 1013904223;
+    return static_cast<double>(seed >> 8) / (1 << 24);
+  };
+  double spent = 0, tokens = 0;
+  for (int i = 0; i < steps; ++i) {
+    const DraftControl::Plan plan = control.plan(shared, source, 5, 16, 0, draft_ns);
+    int32_t right = 0;
+    while (right < 16 && uniform() < chance) ++right;
+    const int32_t accepted = std::min(right, plan.length);
+    const double paid = plan.length > 0 ? draft_ns : 0;
+    const double ns = time(1 + plan.length);
+    shared.costs.record(1 + plan.length, static_cast<int64_t>(ns));
+    control.record_step(&shared, plan.length, accepted + 1, 0, paid);
+    if (plan.length > 0) {
+      control.record_draft(&shared, source, 5, accepted, accepted < plan.length);
+    } else if (draft_ns == 0) {
+      control.record_draft(&shared, source, 5, right > 0 ? 1 : 0, right == 0);
+    }
+    spent += ns + paid;
+    tokens += 1 + accepted;
+  }
+  return spent / (tokens * time(1));
+}
+
+}  // namespace
+
+TEST_CASE("control: drafts that fail cost at most three hundredths") {
+  for (const double chance : {0.0, 0.1, 0.3, 0.5}) {
+    for (const double slope : {50.0, 300.0, 500.0, 1000.0}) {
+      for (const DraftSource source :
+           {DraftSource::kLookup, DraftSource::kReference, DraftSource::kMtp}) {
+        CAPTURE(chance);
+        CAPTURE(slope);
+        CAPTURE(static_cast<int>(source));
+        CHECK(relative_time(chance, slope, source) < 1.03);
+        CHECK(relative_time(chance, slope, source, 200) < 1.03);
+        CHECK(relative_time(chance, slope, source, 0, 200) < 1.03);
+      }
+    }
+  }
+}
+
+TEST_CASE("control: drafts that are right are verified at length") {
+  CHECK(relative_time(0.95, 50, DraftSource::kReference) < 0.2);
+  CHECK(relative_time(0.95, 400, DraftSource::kReference) < 0.62);
+  CHECK(relative_time(0.8, 100, DraftSource::kLookup) < 0.5);
+  CHECK(relative_time(0.8, 50, DraftSource::kMtp, 100) < 0.5);
+}
+
+TEST_CASE("control: nothing is drafted before a plain step was measured") {
+  const DraftControl control;
+  CHECK(control.plan(DraftExperience(), DraftSource::kReference, 20, 16, 0, 0).length == 0);
+}
