@@ -259,13 +259,22 @@ typedef struct dsv3_context_options {
   /* Kernel set: "ref", "portable", "avx2", "avx512bf16"; NULL (default): the environment variable
    * DSV3_KERNELS, else the best this machine runs. */
   const char *kernels;
-  /* Budget of the latent cache; 0 (default): enough for four sequences of max_position_embeddings,
-   * at most a quarter of the memory. */
+  /* Hard budget of the latent cache; 0 (default): enough for four sequences of
+   * max_position_embeddings, at most a quarter of the memory. When it is spent, these give way, in this
+   * order: pages kept for later (least recently used first), pages of sessions without a request,
+   * running requests of a lower priority or that began later (they wait, compute their latents again
+   * and give the same tokens). A new request that finds no room then ends with DSV3_E_CAPACITY
+   * (retryable). */
   uint64_t cache_bytes;
   int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256 */
   int32_t pin_threads;   /* 1: pin threads to CPUs; default 0 */
   dsv3_log_fn log;       /* may be NULL: nothing is logged */
   void *log_user;
+  /* 1 (default): what one session has computed is found again by every session of the context that
+   * begins with the same tokens (whole pages; see dsv3_context_info.page_tokens). 0: sessions share by
+   * dsv3_session_fork only. */
+  int32_t prefix_cache;
+  int32_t reserved; /* 0 */
 } dsv3_context_options;
 
 DSV3_API void dsv3_context_options_init(dsv3_context_options *options, uint32_t struct_size);
@@ -288,7 +297,7 @@ typedef struct dsv3_context_info {
   const char *allocator; /* "mimalloc" or "system" */
   uint64_t page_bytes;
   uint64_t pages;      /* the budget */
-  uint64_t pages_used; /* now */
+  uint64_t pages_used; /* held by sessions now; what is only kept for later does not count */
   uint64_t sessions;
   uint64_t requests_running;
   uint64_t requests_waiting;
@@ -543,7 +552,7 @@ typedef struct dsv3_request_statistics {
   uint32_t struct_size;
   uint32_t reserved;
   uint64_t prompt_tokens;    /* the sequence's length at the start */
-  uint64_t cached_tokens;    /* of those, already computed */
+  uint64_t cached_tokens;    /* of those, already computed: by this session or found in the cache */
   uint64_t generated_tokens; /* */
   uint64_t drafted_tokens;   /* proposed by speculation */
   uint64_t accepted_tokens;  /* of those, accepted */

@@ -22,7 +22,9 @@ constexpr dsv3_context_options kContextDefaults = {.struct_size = sizeof(dsv3_co
                                                    .prefill_chunk = 0,
                                                    .pin_threads = 0,
                                                    .log = nullptr,
-                                                   .log_user = nullptr};
+                                                   .log_user = nullptr,
+                                                   .prefix_cache = 1,
+                                                   .reserved = 0};
 
 }  // namespace
 
@@ -31,7 +33,9 @@ namespace dsv3::api {
 Status read_context_options(const dsv3_context_options* options, EngineOptions* out) {
   dsv3_context_options o = kContextDefaults;
   if (options != nullptr) DSV3_TRY(read_struct(options, "dsv3_context_options", &o));
+  DSV3_TRY(check_reserved(o, "dsv3_context_options"));
   DSV3_TRY(check_flag_value(o.pin_threads, "pin_threads"));
+  DSV3_TRY(check_flag_value(o.prefix_cache, "prefix_cache"));
   out->threads = o.threads;
   if (o.kernels != nullptr) {
     out->kernels = o.kernels;
@@ -41,6 +45,7 @@ Status read_context_options(const dsv3_context_options* options, EngineOptions* 
   out->cache_bytes = o.cache_bytes;
   out->prefill_chunk = o.prefill_chunk;
   out->pin_threads = o.pin_threads == 1;
+  out->prefix_cache = o.prefix_cache == 1;
   out->log = o.log;
   out->log_user = o.log_user;
   return out->validate();

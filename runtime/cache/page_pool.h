@@ -35,6 +35,7 @@ class PagePool {
 
   int64_t capacity() const { return capacity_; }
   int64_t used() const { return used_; }
+  int64_t available() const { return capacity_ - used_; }
   size_t page_bytes() const { return page_bytes_; }
   // Every page is either free with no reference, or used with at least one.
   bool is_valid() const;

@@ -77,6 +77,27 @@ Status PageTable::make_writable(int64_t begin, int64_t end) {
   return {};
 }
 
+void PageTable::share(int64_t index, PageId page) {
+  assert(index <= size());
+  if (index == size()) {
+    reserve(index + 1);
+    pages_.push_back(page);
+    data_.push_back(pool_->data(page));
+    pool_->retain(page);
+    return;
+  }
+  const auto at = static_cast<size_t>(index);
+  pool_->retain(page);
+  pool_->release(pages_[at]);
+  pages_[at] = page;
+  data_[at] = pool_->data(page);
+}
+
+void PageTable::reserve(int64_t pages) {
+  pages_.reserve(static_cast<size_t>(pages));
+  data_.reserve(static_cast<size_t>(pages));
+}
+
 void PageTable::truncate(int64_t length) {
   const auto keep = static_cast<size_t>(ceil_div<int64_t>(length, kTokens));
   while (pages_.size() > keep) {

@@ -33,6 +33,13 @@ class PageTable {
   // How many pages make_writable(begin, end) would take from the pool.
   int64_t pages_needed(int64_t begin, int64_t end) const;
 
+  // For pages that are shared with the prefix index.
+  PageId page(int64_t index) const { return pages_[static_cast<size_t>(index)]; }
+  // Puts `page` in the place of the page at `index`, or behind the last; the table takes a
+  // reference of its own. May throw std::bad_alloc when the table grows beyond reserve().
+  void share(int64_t index, PageId page);
+  void reserve(int64_t pages);
+
   int64_t size() const { return static_cast<int64_t>(pages_.size()); }
   // For kernels::SequenceRows::pages; valid until the table changes.
   const kernels::Dev<std::byte>* data() const { return data_.data(); }

@@ -57,7 +57,6 @@ Status Completer::run_in_turn(std::span<const int32_t> tokens, RequestOptions op
                               int64_t deadline_ns, std::string* text) {
   if (session_ == nullptr) {
     DSV3_ASSIGN(session_, engine_->create_session());
-    engine_->set_spare(session_.get());
   }
   AppendResult appended;
   DSV3_TRY(session_->append(tokens, /*replace=*/true, &appended));

@@ -54,6 +54,16 @@ kernels::DeviceOptions device_options(const EngineOptions& options) {
   return d;
 }
 
+// What latents depend on beside the tokens.
+uint64_t prefix_seed(const Model& model, const kernels::Device& device, size_t page_bytes) {
+  uint64_t seed = static_cast<uint64_t>(page_bytes);
+  for (const uint8_t byte : model.fingerprint().bytes) seed = seed * 1099511628211u ^ byte;
+  for (const char* c = device.name(); *c != 0; ++c) {
+    seed = seed * 1099511628211u ^ static_cast<uint8_t>(*c);
+  }
+  return seed;
+}
+
 }  // namespace
 
 Status EngineOptions::validate() const {
@@ -92,7 +102,9 @@ Status Engine::start() {
   DSV3_ASSIGN(forward_,
               ForwardModel::create(model_, device_.get(), std::max(chunk, kMaxBatch), kMaxBatch));
   DSV3_ASSIGN(const int64_t pages, page_budget(config, options_, forward_->page_bytes()));
-  pool_ = std::make_unique<PagePool>(device_.get(), forward_->page_bytes(), pages);
+  cache_ = std::make_unique<LatentCache>(device_.get(), forward_->page_bytes(), pages,
+                                         options_.prefix_cache,
+                                         prefix_seed(*model_, *device_, forward_->page_bytes()));
   const int32_t rows = std::max(chunk, kMaxBatch);
   scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{
       .rows = rows,
@@ -164,9 +176,9 @@ EngineInfo Engine::info() const {
   info.kernels = device_->name();
   info.allocator = host_allocator_name();
   const std::lock_guard lock(mutex_);
-  info.page_bytes = pool_->page_bytes();
-  info.pages = static_cast<uint64_t>(pool_->capacity());
-  info.pages_used = static_cast<uint64_t>(pool_->used());
+  info.page_bytes = cache_->pool().page_bytes();
+  info.pages = static_cast<uint64_t>(cache_->pool().capacity());
+  info.pages_used = static_cast<uint64_t>(cache_->in_use());
   info.sessions = sessions_;
   for (const auto& task : tasks_) {
     ++(task->last_served != 0 ? info.requests_running : info.requests_waiting);
@@ -175,7 +187,7 @@ EngineInfo Engine::info() const {
 }
 
 Result<std::shared_ptr<Session>> Engine::create_session() {
-  return std::make_shared<Session>(shared_from_this(), PageTable(pool_.get()));
+  return std::make_shared<Session>(shared_from_this(), PageTable(&cache_->pool()));
 }
 
 Status Engine::check_tokens(std::span<const int32_t> tokens, int64_t length) const {
@@ -198,7 +210,7 @@ Status Engine::check_tokens(std::span<const int32_t> tokens, int64_t length) con
 }
 
 Status Engine::check_fits(int64_t tokens) const {
-  const int64_t pages = pool_->capacity();
+  const int64_t pages = cache_->pool().capacity();
   const int64_t room = pages * kPageTokens;
   if (tokens <= room) return {};
   return make_field_error(Code::kCapacity, "cache_bytes",
@@ -238,7 +250,7 @@ Status Engine::between_steps(const std::function<Status(kernels::Device*)>& work
 
 Status Engine::reserve_positions(Session* session, int64_t begin, int64_t end) {
   const std::lock_guard lock(mutex_);
-  return session->state().table.make_writable(begin, end);
+  return cache_->reserve(session, begin, end);
 }
 
 LatentIdentity Engine::latent_identity() const {
@@ -247,7 +259,7 @@ LatentIdentity Engine::latent_identity() const {
   identity.kernels = device_->name();
   identity.numeric_revision = kernels::kNumericRevision;
   identity.page_tokens = kernels::kLatentPageTokens;
-  identity.page_bytes = pool_->page_bytes();
+  identity.page_bytes = cache_->pool().page_bytes();
   return identity;
 }
 
@@ -265,14 +277,25 @@ void Engine::cancel_running(const Session& session) noexcept {
   work_.notify_one();
 }
 
-void Engine::session_gone(const Session* session) {
-  --sessions_;
-  if (spare_ == session) spare_ = nullptr;
+void Engine::session_made(Session* session) {
+  cache_->add(session);
+  ++sessions_;
 }
 
-void Engine::set_spare(Session* session) {
+void Engine::session_gone(Session* session) noexcept {
+  cache_->remove(session);
+  --sessions_;
+}
+
+// The table of a session with a task never grows beyond this, so that taking pages that are there
+// allocates nothing.
+void Engine::reserve_table(Session* session) {
+  session->state().table.reserve(ceil_div(model_->config().max_position_embeddings, kPageTokens));
+}
+
+Status Engine::check_pages() const {
   const std::lock_guard lock(mutex_);
-  spare_ = session;
+  return cache_->check();
 }
 
 void Engine::log(LogLevel level, const char* message) const noexcept {

@@ -20,9 +20,9 @@
 #include "kernels/kernels.h"
 #include "runtime/base/os.h"
 #include "runtime/base/status.h"
-#include "runtime/cache/page_pool.h"
 #include "runtime/cache/snapshot.h"
 #include "runtime/engine/draft.h"
+#include "runtime/engine/latent_cache.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/engine/session.h"
@@ -41,6 +41,7 @@ struct EngineOptions {
   uint64_t cache_bytes = 0;   // 0: four sequences of max_position_embeddings, at most 1/4 of memory
   int32_t prefill_chunk = 0;  // 0: kDefaultPrefillChunk
   bool pin_threads = false;
+  bool prefix_cache = true;  // sessions find each other's latents of the same beginning
   LogFn log = nullptr;
   void* log_user = nullptr;
 
@@ -88,6 +89,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Status check_tokens(std::span<const int32_t> tokens, int64_t length) const;
   // kCapacity, not retryable, when the whole pool cannot hold so many tokens.
   Status check_fits(int64_t tokens) const;
+  // Whether pool, tables and prefix index agree (kInternal if not). For tests; builds for debugging
+  // and with sanitizers do it after every step.
+  Status check_pages() const;
 
   // Hands a task over. `prepare(Session::State&)` runs under the mutex when the session is free,
   // and may refuse. kBusy when another task runs on the session; waits for one that was abandoned.
@@ -110,16 +114,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::mutex& mutex() const { return mutex_; }
   // Locks the mutex with no task running on the session.
   Status lock_idle(const Session& session, std::unique_lock<std::mutex>* lock);
-  void session_made() { ++sessions_; }        // under the mutex
-  void session_gone(const Session* session);  // under the mutex
-  // A session whose latents may be dropped when the pool is exhausted and nothing runs on it.
-  void set_spare(Session* session);
+  void session_made(Session* session);           // under the mutex
+  void session_gone(Session* session) noexcept;  // under the mutex
+  // Its latents came from elsewhere: others may find them. Under the mutex.
+  void session_loaded(Session* session) noexcept { cache_->keep(session); }
   const Status& out_of_memory() const { return out_of_memory_; }
   void log(LogLevel level, const char* message) const noexcept;
 
  private:
   Engine(std::shared_ptr<const Model> model, const EngineOptions& options);
   Status start();
+  void reserve_table(Session* session);
 
   // The engine's thread: loop.cc.
   static void thread_main(void* self);
@@ -134,7 +139,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void run_errands();
   void run_plan(StepPlan* plan);
   void run_step(StepPlan* plan);
-  Status reserve_pages(PlanRows* part);
+  void admit();
+  void reserve_pages(StepPlan* plan);
+  Status reserve_part(PlanRows* part);
   void gather_rows(StepPlan* plan);
   void commit(StepPlan* plan, const Step& step);
   void run_alone(StepPlan* plan);
@@ -152,7 +159,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   std::unique_ptr<kernels::Device> device_;
   std::unique_ptr<ForwardModel> forward_;
-  std::unique_ptr<PagePool> pool_;
+  std::unique_ptr<LatentCache> cache_;
 
   mutable std::mutex mutex_;
   std::condition_variable work_;  // the engine's thread waits here
@@ -170,8 +177,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool wake_ = false;    // something changed since the thread last looked
   bool detach_ = false;  // nobody will join the thread
   std::atomic<bool> stop_{false};
-  uint64_t sessions_ = 0;
-  Session* spare_ = nullptr;
+  uint64_t sessions_ = 0, submitted_ = 0;
   std::shared_ptr<Engine> self_;  // held for the thread
   std::optional<Thread> thread_;
 
@@ -196,9 +202,11 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
   }
   tasks_.reserve(tasks_.size() + 1);  // what can fail comes before the session is changed
   scheduler_->reserve(tasks_.size() + 1);
+  reserve_table(&session);
   DSV3_TRY(prepare(session.state()));
   session.publish();
   session.state().running = task.get();
+  task->order = ++submitted_;
   tasks_.push_back(std::move(task));
   wake_ = true;
   work_.notify_one();

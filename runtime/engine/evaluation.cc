@@ -42,6 +42,7 @@ class Evaluation final : public Task {
     const bool any = options_.logits != nullptr || options_.logprobs != nullptr;
     return any ? base_ : std::numeric_limits<int64_t>::max();
   }
+  int64_t reusable() const override { return base_; }
   Status commit(const StepRun& run, Finish* finish) override;
 
   void settle(bool success) noexcept override {

@@ -39,6 +39,7 @@ void Engine::loop() {
       collect_stopped(&stopped);
       if (stopped.count == 0 && errands_ == nullptr) {
         if (stop_.load(std::memory_order_relaxed)) return;
+        admit();
         scheduler_->plan(tasks_, &plan_);
         if (plan_.parts.empty()) {
           wait_for_work(&lock);
@@ -126,6 +127,10 @@ void Engine::run_plan(StepPlan* plan) {
   try {
     status = model_->check_unchanged();
     if (status.ok()) run_step(plan);
+#if !defined(NDEBUG) || defined(DSV3_SANITIZED)
+    if (status.ok()) status = check_pages();
+    if (!status.ok()) log(LogLevel::kError, status.message().c_str());
+#endif
   } catch (const std::bad_alloc&) {
     status = out_of_memory_;
   } catch (...) {
@@ -138,23 +143,62 @@ void Engine::run_plan(StepPlan* plan) {
   }
 }
 
-// Pages for the part's rows; where its draft's find none, it goes without.
-Status Engine::reserve_pages(PlanRows* part) {
-  const std::lock_guard lock(mutex_);
-  Session::State& s = part->task->session().state();
-  Status status = s.table.make_writable(part->begin, part->end);
-  if (status.code() == Code::kCapacity && part->end > part->draft_begin) {
-    part->end = part->draft_begin;
-    status = s.table.make_writable(part->begin, part->end);
+// Under the mutex, before a step is planned: who waited for room gets on if there is some, and
+// prompts skip what others have computed meanwhile.
+void Engine::admit() {
+  if (Task* stalled = LatentCache::first_stalled(tasks_); stalled != nullptr) {
+    const auto spare = std::count_if(tasks_.begin(), tasks_.end(),
+                                     [](const auto& task) { return !task->stalled; });
+    stalled->stalled = !cache_->fits(*stalled, tasks_, spare);
   }
-  if (status.code() != Code::kCapacity || spare_ == nullptr || spare_->state().running != nullptr) {
-    return status;
+  for (const auto& task : tasks_) {
+    if (task->stalled) continue;
+    const Session::State& s = task->session().state();
+    if (static_cast<int64_t>(s.tokens.size()) - s.computed < 2) continue;
+    const int64_t found = cache_->attach(&task->session(), task->reusable());
+    if (found > 0) task->found_cached(found);
   }
-  Session::State& spare = spare_->state();
-  spare.computed = 0;
-  spare.table.truncate(0);
-  spare_->publish();
-  return s.table.make_writable(part->begin, part->end);
+}
+
+// Pages for a part's rows; where its draft's find none, it goes without.
+Status Engine::reserve_part(PlanRows* part) {
+  Task& task = *part->task;
+  const auto length = static_cast<int64_t>(task.session().state().tokens.size());
+  if (!task.admitted && !cache_->fits(task, tasks_, 0)) {
+    cache_->count_refusal();
+    return Status(
+        Code::kCapacity,
+        format("%lld tokens find no room in the latent cache of %lld pages beside the "
+               "requests that run",
+               static_cast<long long>(length), static_cast<long long>(cache_->pool().capacity())),
+        "cache_bytes", /*retryable=*/true);
+  }
+  const int64_t least = std::min(part->end, part->draft_begin);
+  Status status = cache_->reserve(&task, part->begin, least, &part->end, tasks_);
+  if (status.ok()) {
+    task.admitted = true;
+  } else if (status.code() == Code::kCapacity) {
+    DSV3_TRY(check_fits(length));  // alone it does not fit either: not a matter of time
+    if (!task.admitted || !cache_->others_run(task, tasks_)) return status;
+    cache_->preempt(&task);
+    return {};
+  }
+  return status;
+}
+
+// Parts whose tasks have no pages are gone afterwards.
+void Engine::reserve_pages(StepPlan* plan) {
+  for (PlanRows& part : plan->parts) {
+    Status reserved;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!part.task->stalled) reserved = reserve_part(&part);
+    }
+    if (!reserved.ok()) fail(&part, reserved);
+  }
+  // Also of those that gave way to a later part.
+  std::erase_if(plan->parts,
+                [](const PlanRows& part) { return part.task == nullptr || part.task->stalled; });
 }
 
 // The rows of all parts, one after another.
@@ -180,12 +224,8 @@ void Engine::gather_rows(StepPlan* plan) {
 
 void Engine::run_step(StepPlan* plan) {
   const int64_t now = monotonic_ns();
-  for (PlanRows& part : plan->parts) {
-    part.task->started(now);
-    const Status reserved = reserve_pages(&part);
-    if (!reserved.ok()) fail(&part, reserved);
-  }
-  std::erase_if(plan->parts, [](const PlanRows& part) { return part.task == nullptr; });
+  for (PlanRows& part : plan->parts) part.task->started(now);
+  reserve_pages(plan);
   if (plan->parts.empty()) return;
   gather_rows(plan);
   Step step;
@@ -239,6 +279,7 @@ void Engine::set_computed(const PlanRows& part) {
   Session& session = part.task->session();
   session.state().computed = computed_after(part);
   session.publish();
+  cache_->keep(&session);
 }
 
 void Engine::commit(StepPlan* plan, const Step& step) {
@@ -291,6 +332,7 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
     Session::State& s = session.state();
     task->settle(finish.status.ok());
     s.table.truncate(s.computed);
+    cache_->touch(&session);
     session.publish();
     s.running = nullptr;
     std::erase(tasks_, task);

@@ -192,6 +192,17 @@ int64_t Request::first_logits() const {
   return generates ? length - 1 : std::numeric_limits<int64_t>::max();
 }
 
+// The last token's hidden state is in no cache.
+int64_t Request::reusable() const {
+  return static_cast<int64_t>(session().state().tokens.size()) - 1;
+}
+
+void Request::found_cached(int64_t tokens) {
+  if (prompt_done_ || preemptions > 0) return;  // what was computed already and is found again
+  const std::lock_guard lock(statistics_mutex_);
+  statistics_.cached_tokens += static_cast<uint64_t>(tokens);
+}
+
 void Request::started(int64_t now_ns) {
   if (service_ns_ != 0) return;
   service_ns_ = now_ns;
@@ -298,7 +309,8 @@ Status Request::commit(const StepRun& run, Finish* finish) {
     const std::lock_guard lock(statistics_mutex_);
     statistics_.prefill_ns = elapsed(service_ns_, monotonic_ns());
   }
-  if (prompt_done_) {
+  // A request that gave up its pages computes its own answer again before it goes on.
+  if (prompt_done_ && run.end >= run.draft_begin) {
     if (options_.max_tokens == 0) {
       finish->reason = FinishReason::kMaxTokens;
     } else if (run.draft_begin >= max_length_) {

@@ -70,6 +70,8 @@ class Request final : public Task {
   bool paused() const override { return !options_.collect && queue_.full(); }
   int64_t first_logits() const override;
   std::span<const int32_t> draft() const override { return speculator_.draft(); }
+  int64_t reusable() const override;
+  void found_cached(int64_t tokens) override;
   void started(int64_t now_ns) override;
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;

@@ -9,12 +9,11 @@ namespace dsv3 {
 Session::Session(std::shared_ptr<Engine> engine, PageTable table)
     : engine_(std::move(engine)), state_(std::move(table)) {
   const std::lock_guard lock(engine_->mutex());
-  engine_->session_made();
+  engine_->session_made(this);
 }
 
 Session::~Session() {
   const std::lock_guard lock(engine_->mutex());
-  state_.table.truncate(0);
   engine_->session_gone(this);
 }
 
@@ -23,8 +22,11 @@ Session::Pin::Pin(Session* session) : session_(session) {
   ++session_->state_.pins;
 }
 Session::Pin::~Pin() {
-  const std::lock_guard lock(session_->engine_->mutex());
-  --session_->state_.pins;
+  {
+    const std::lock_guard lock(session_->engine_->mutex());
+    --session_->state_.pins;
+  }
+  session_->engine_->wake();  // somebody may wait for these pages
 }
 
 Status Session::append(std::span<const int32_t> tokens, bool replace, AppendResult* result) {

@@ -57,7 +57,8 @@ class Session {
     PageTable table;
     int64_t computed = 0;
     Task* running = nullptr;
-    int32_t pins = 0;  // > 0: its pages stay, whatever the pool is short of
+    uint64_t last_used = 0;  // the latent cache's
+    int32_t pins = 0;        // > 0: its pages stay, whatever the pool is short of
   };
   // Pins a session that nobody else knows while its pages are copied.
   class Pin {

@@ -120,6 +120,7 @@ Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& eng
   session->state().computed = static_cast<int64_t>(content.computed);
   session->set_reasoning(content.reasoning);
   session->publish();
+  engine->session_loaded(session.get());
   return session;
 }
 

@@ -102,6 +102,10 @@ class Task {
   // through some of them (as many as there is room for); what commit() does not append to the
   // session is rolled back. Not changed between planning and commit().
   virtual std::span<const int32_t> draft() const { return {}; }
+  // Latents of positions below this one may be taken from the prefix cache instead of computed.
+  virtual int64_t reusable() const = 0;
+  // So many were.
+  virtual void found_cached(int64_t /*tokens*/) {}
   virtual void started(int64_t /*now_ns*/) {}
   // The step ran. Appends what it accepts to the session: a draft's row stays computed if and only
   // if the session has its token at its position afterwards. Sets *finish to end the task; an error
@@ -113,6 +117,11 @@ class Task {
   virtual void finished(Finish* finish) noexcept = 0;
 
   uint64_t last_served = 0;  // the scheduler's
+  // The engine's, under its mutex.
+  uint64_t order = 0;        // in which tasks came
+  bool admitted = false;     // it has had pages: from now on it waits for some instead of failing
+  bool stalled = false;      // it gave up its pages and waits for room
+  uint64_t preemptions = 0;  // how often
 
  private:
   const std::shared_ptr<Session> session_;

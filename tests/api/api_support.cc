@@ -44,6 +44,7 @@ ContextHandle make_context(dsv3_model* model, const ContextConfig& config) {
   options.threads = config.threads;
   options.prefill_chunk = config.prefill_chunk;
   options.cache_bytes = config.cache_bytes;
+  options.prefix_cache = config.prefix_cache;
   Error error;
   dsv3_context* context = nullptr;
   must(dsv3_context_create(model, &options, &context, error.out()), error);

@@ -55,6 +55,7 @@ struct ContextConfig {
   int32_t threads = 1;
   int32_t prefill_chunk = 0;
   uint64_t cache_bytes = 0;
+  int32_t prefix_cache = 1;
 };
 ContextHandle make_context(dsv3_model* model, const ContextConfig& config = {});
 SessionHandle make_session(dsv3_context* context);

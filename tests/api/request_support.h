@@ -11,7 +11,7 @@ namespace dsv3::test::requests {
 
 struct Fixture {
   ModelHandle model = open_model();
-  ContextHandle context = make_context(model.get(), {.prefill_chunk = 64});
+  ContextHandle context = make_context(model.get(), {.prefill_chunk = 64, .prefix_cache = 0});
 };
 inline Fixture& shared() {
   static Fixture fixture;

@@ -47,39 +47,36 @@ TEST_CASE("the page budget: too large at once, and exhausted on the way") {
         DSV3_E_CAPACITY);
   CHECK(dsv3_session_length(empty.get()) == 0);
 
-  // One holds three pages, the other cannot get its second.
+  // One request alone outgrows the whole cache: waiting would not help.
   dsv3_request_options options = request_options();
   options.ignore_eos = 1;
-  options.max_tokens = 0;
-  SessionHandle holder = session_with(150, context.get());
-  generate(holder.get(), options);
   options.max_tokens = 100;
-  const SessionHandle starved = session_with(40, context.get());
-  const Outcome outcome = generate(starved.get(), options);
+  SessionHandle holder = session_with(250, context.get());
+  const Outcome outcome = generate(holder.get(), options);
   CHECK(outcome.reason == DSV3_FINISH_ERROR);
   CHECK(outcome.status == DSV3_E_CAPACITY);
   CHECK(outcome.error_field == "cache_bytes");
-  CHECK(dsv3_session_length(starved.get()) == 40 + outcome.tokens.size());
-  CHECK(outcome.tokens.size() == 25);  // up to the page's end, and the one that would open the next
-  // Afterwards there is room.
-  holder.reset();
-  const Outcome rest = generate(starved.get(), options);
+  CHECK(outcome.tokens.size() == 7);  // up to the last page's end, and the one that needs a fifth
+  CHECK(dsv3_session_length(holder.get()) == 257);
+
+  // What idle sessions and completions hold gives way; they stay valid.
+  const SessionHandle other = session_with(40, context.get());
+  const Outcome rest = generate(other.get(), options);
   CHECK(rest.tokens.size() == 100);
   REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
-  CHECK(info.pages_used == 3);  // 164 computed tokens
-
-  // What a completion left in the cache gives way.
+  CHECK(info.pages_used == 3);  // 139 computed tokens
+  CHECK(dsv3_session_computed(holder.get()) == 0);
+  CHECK(dsv3_session_length(holder.get()) == 257);
+  REQUIRE(dsv3_session_truncate(holder.get(), 250, nullptr) == DSV3_OK);
+  options.max_tokens = 6;
+  CHECK(generate(holder.get(), options).tokens ==
+        std::vector<int32_t>(outcome.tokens.begin(), outcome.tokens.end() - 1));
   char* text = nullptr;
-  options.max_tokens = 4;
-  const SessionHandle next = session_with(60, context.get());
-  dsv3_request_options two = options;
-  CHECK(dsv3_session_truncate(starved.get(), 0, nullptr) == DSV3_OK);
   const std::string prefix = python_text().substr(0, 400);
-  REQUIRE(dsv3_complete(context.get(), prefix.data(), prefix.size(), nullptr, 0, &two, &text,
+  REQUIRE(dsv3_complete(context.get(), prefix.data(), prefix.size(), nullptr, 0, &options, &text,
                         nullptr, error.out()) == DSV3_OK);
   dsv3_string_free(text);
-  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
-  CHECK(info.pages_used > 0);
+  const SessionHandle next = session_with(60, context.get());
   options.max_tokens = 190;
   CHECK(generate(next.get(), options).tokens.size() == 190);
 }

@@ -1,13 +1,16 @@
 #include <doctest/doctest.h>
 
+#include <array>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
 #include "kernels/kernels.h"
 #include "runtime/cache/page_pool.h"
 #include "runtime/cache/page_table.h"
+#include "runtime/cache/prefix_index.h"
 
 namespace dsv3 {
 namespace {
@@ -137,6 +140,172 @@ TEST_CASE_FIXTURE(Fixture, "random forks, writes and truncations keep every tabl
       }
     }
   }
+}
+
+// Pages that hold chains of tokens, all in one index.
+struct IndexFixture : Fixture {
+  explicit IndexFixture(PrefixIndex::Hash hash = nullptr) {
+    if (hash == nullptr) {
+      index = std::make_unique<PrefixIndex>(pool.get(), 1);
+    } else {
+      index = std::make_unique<PrefixIndex>(pool.get(), 1, hash);
+    }
+  }
+  static std::array<int32_t, 64> tokens(int32_t value) {
+    std::array<int32_t, 64> out;
+    out.fill(value);
+    return out;
+  }
+  PageId find(PageId parent, int32_t value) { return index->find(parent, tokens(value)); }
+  // A chain of pages with these values; the table keeps them.
+  std::vector<PageId> insert(PageTable* table, const std::vector<int32_t>& values) {
+    REQUIRE(table->make_writable(0, 64 * static_cast<int64_t>(values.size())).ok());
+    std::vector<PageId> pages;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const PageId parent = i == 0 ? kNoPage : pages.back();
+      const auto at = static_cast<int64_t>(i);
+      const PageId page = index->insert(parent, tokens(values[i]), table->page(at));
+      if (page != table->page(at)) table->share(at, page);
+      pages.push_back(page);
+    }
+    return pages;
+  }
+  bool valid() { return pool->is_valid() && index->is_valid(); }
+  std::unique_ptr<PrefixIndex> index;
+};
+
+TEST_CASE_FIXTURE(IndexFixture, "a page is found by its chain, not by its tokens alone") {
+  std::vector<PageId> ab, bb;
+  {
+    PageTable one(pool.get()), two(pool.get());
+    ab = insert(&one, {1, 2});
+    bb = insert(&two, {2, 2});
+    CHECK(ab[1] != bb[1]);
+  }
+  CHECK(pool->used() == 4);  // the index keeps them
+  CHECK(index->unreferenced() == 4);
+  CHECK(find(kNoPage, 1) == ab[0]);
+  CHECK(find(ab[0], 2) == ab[1]);
+  CHECK(find(kNoPage, 2) == bb[0]);
+  CHECK(find(bb[0], 2) == bb[1]);
+  CHECK(find(ab[1], 2) == kNoPage);
+  CHECK(find(kNoPage, 3) == kNoPage);
+  CHECK(valid());
+}
+
+TEST_CASE_FIXTURE(IndexFixture, "the same chain computed twice becomes one") {
+  PageTable one(pool.get()), two(pool.get());
+  const auto first = insert(&one, {1, 2, 3});
+  CHECK(insert(&two, {1, 2, 4})[1] == first[1]);
+  CHECK(pool->used() == 4);
+  CHECK(index->size() == 4);
+  CHECK(valid());
+  // Who writes into a shared page gets its own.
+  REQUIRE(two.make_writable(100, 101).ok());
+  CHECK(two.page(1) != first[1]);
+  CHECK(pool->used() == 5);
+  CHECK(find(first[0], 2) == first[1]);
+}
+
+TEST_CASE_FIXTURE(IndexFixture, "leaves that nobody uses go first, least recently used") {
+  std::vector<PageId> a, b, c;
+  PageTable held(pool.get());
+  {
+    PageTable one(pool.get()), two(pool.get());
+    a = insert(&one, {1, 2, 3});
+    b = insert(&two, {5, 6});
+    c = insert(&held, {7, 8});
+  }
+  index->touch(a[2]);
+  CHECK(index->unreferenced() == 5);
+  CHECK(index->evict());
+  CHECK_FALSE(index->contains(b[1]));
+  CHECK(index->evict());
+  CHECK_FALSE(index->contains(b[0]));
+  CHECK(index->evict());
+  CHECK_FALSE(index->contains(a[2]));
+  CHECK(index->contains(a[1]));
+  CHECK(index->evict());
+  CHECK(index->evict());
+  CHECK(valid());
+  CHECK_FALSE(index->evict());  // the rest is in use
+  CHECK(index->size() == 2);
+  CHECK_FALSE(index->erase(c[0]));
+  CHECK(index->erase(c[1]));
+  CHECK(valid());
+  CHECK(held.page(1) == c[1]);
+  CHECK(pool->used() == 2);
+}
+
+TEST_CASE("hashes that are all the same find the right pages all the same") {
+  IndexFixture f(+[](uint64_t, PageTokens) { return uint64_t{42}; });
+  std::vector<std::vector<PageId>> chains;
+  {
+    PageTable one(f.pool.get()), two(f.pool.get()), three(f.pool.get());
+    chains.push_back(f.insert(&one, {1, 2, 3}));
+    chains.push_back(f.insert(&two, {1, 2, 4}));
+    chains.push_back(f.insert(&three, {2, 1, 3}));
+  }
+  CHECK(f.index->size() == 7);
+  CHECK(f.find(kNoPage, 1) == chains[0][0]);
+  CHECK(f.find(chains[0][1], 3) == chains[0][2]);
+  CHECK(f.find(chains[1][1], 4) == chains[1][2]);
+  CHECK(f.find(chains[2][1], 3) == chains[2][2]);
+  CHECK(f.find(kNoPage, 3) == kNoPage);
+  CHECK(f.find(chains[2][0], 2) == kNoPage);
+  CHECK(f.valid());
+  while (f.index->evict()) CHECK(f.valid());
+  CHECK(f.pool->used() == 0);
+}
+
+TEST_CASE_FIXTURE(Fixture, "random chains in the index: nothing is lost, leaked or mixed up") {
+  pool = std::make_unique<PagePool>(device.get(), 4096, 40);
+  PrefixIndex index(pool.get(), 9);
+  std::mt19937 random(3);
+  struct Sequence {
+    std::unique_ptr<PageTable> table;
+    std::vector<std::array<int32_t, 64>> pages;
+  };
+  std::vector<Sequence> sequences;
+  for (int step = 0; step < 4000; ++step) {
+    if (sequences.size() < 5 && random() % 3 == 0) {
+      sequences.push_back({std::make_unique<PageTable>(pool.get()), {}});
+    }
+    if (sequences.empty()) continue;
+    const size_t at = random() % sequences.size();
+    Sequence& s = sequences[at];
+    if (random() % 6 == 0) {
+      sequences.erase(sequences.begin() + static_cast<std::ptrdiff_t>(at));
+      continue;
+    }
+    const auto size = static_cast<int64_t>(s.pages.size());
+    const PageId parent = size == 0 ? kNoPage : s.table->page(size - 1);
+    const auto tokens = IndexFixture::tokens(static_cast<int32_t>(random() % 2));
+    const int64_t sum = std::accumulate(s.pages.begin(), s.pages.end(), int64_t{1},
+                                        [](int64_t a, auto& t) { return a * 3 + t[0]; });
+    const auto content = static_cast<int32_t>(sum * 3 + tokens[0]);
+    if (size > 6) continue;
+    if (const PageId found = index.find(parent, tokens); found != kNoPage) {
+      s.table->share(size, found);
+      index.touch(found);
+    } else {
+      while (pool->available() == 0) {
+        if (!index.evict()) break;
+      }
+      if (pool->available() == 0) continue;
+      REQUIRE(s.table->make_writable(64 * size, 64 * size + 64).ok());
+      write(s.table.get(), size, content);
+      CHECK(index.insert(parent, tokens, s.table->page(size)) == s.table->page(size));
+    }
+    s.pages.push_back(tokens);
+    CHECK(read(*s.table, size) == content);
+    if (step % 50 == 0) {
+      REQUIRE(pool->is_valid());
+      REQUIRE(index.is_valid());
+    }
+  }
+  sequences.clear();
+  CHECK(index.unreferenced() == pool->used());
 }
 
 }  // namespace

@@ -28,6 +28,7 @@ class Drafter final : public Task {
     prepare_draft();
   }
 
+  int64_t reusable() const override { return first_logits(); }
   int64_t first_logits() const override {
     return static_cast<int64_t>(session().state().tokens.size()) - 1;
   }
