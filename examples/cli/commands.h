@@ -19,6 +19,7 @@ void add_logits(CLI::App& app, Main& main);
 void add_complete(CLI::App& app, Main& main);
 void add_generate(CLI::App& app, Main& main);
 void add_bench(CLI::App& app, Main& main);
+void add_serve_bench(CLI::App& app, Main& main);
 void add_chat(CLI::App& app, Main& main);
 void add_perplexity(CLI::App& app, Main& main);
 

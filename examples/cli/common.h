@@ -83,8 +83,8 @@ void call(Function&& function) {
 // Ctrl-C
 
 // SIGINT and SIGTERM set the current cancel token; a second one ends the process the usual way.
-// The tool has one thread of its own (the library's block all signals), so that the handler never
-// runs beside renew().
+// Who calls renew() has one thread (the library's block all signals), so that the handler never runs
+// beside it.
 class Interrupt {
  public:
   Interrupt();

@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   cli::add_chat(app, state);
   cli::add_perplexity(app, state);
   cli::add_bench(app, state);
+  cli::add_serve_bench(app, state);
   try {
     app.parse(argc, argv);
     // Not require_subcommand(): that would hide what is wrong with a command that is misspelt.

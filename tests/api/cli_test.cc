@@ -306,5 +306,22 @@ TEST_CASE("perplexity: the same number as from the logits") {
   CHECK(contains(dsv3({"perplexity", tiny_coder_file(), "--text", file}).err, "UTF-8"));
 }
 
+TEST_CASE("serve-bench: both phases, their percentiles, and what does not fit") {
+  const Run run = dsv3({"serve-bench", tiny_coder_file(), "--seconds", "0.6", "--think", "1",
+                        "--prefix", "64", "--job", "64", "--clients", "2", "--json"});
+  REQUIRE_MESSAGE(run.code == 0, run.err);
+  const Json said = Json::parse(run.out);
+  for (const char* phase : {"idle", "loaded"}) {
+    const Json& p = said.at(phase);
+    CHECK(p.at("first_token_ms").at("count") > 0);
+    CHECK(p.at("first_token_ms").at("p50") <= p.at("first_token_ms").at("p99"));
+    CHECK(p.at("cached_tokens") > 0);
+    CHECK(p.at("pages_high_water") <= p.at("pages"));
+  }
+  CHECK(said.at("idle").at("background_tokens_per_second") == 0);
+  CHECK(said.at("loaded").at("background_tokens_per_second") > 0);
+  CHECK(dsv3({"serve-bench", tiny_coder_file(), "--prefix", "2048"}).code == 2);
+}
+
 }  // namespace
 }  // namespace dsv3::test
