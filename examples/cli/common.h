@@ -83,8 +83,8 @@ void call(Function&& function) {
 // Ctrl-C
 
 // SIGINT and SIGTERM set the current cancel token; a second one ends the process the usual way.
-// Who calls renew() has one thread (the library's block all signals), so that the handler never runs
-// beside it.
+// Who calls renew() has one thread (the library's block all signals), so that the handler never
+// runs beside it.
 class Interrupt {
  public:
   Interrupt();
