@@ -621,17 +621,25 @@ DSV3_API dsv3_status dsv3_complete(dsv3_context *context, const char *prefix,
 /* ----------------------------------------------------------------------------------------- convert */
 
 #define DSV3_WEIGHTS_KEEP 0 /* every matrix in the checkpoint's own type */
-/* BF16, F16 and F32 linear layers become E4M3 with 128x128 block scales. */
+/* BF16, F16 and F32 matrices become E4M3 with 128x128 block scales. */
 #define DSV3_WEIGHTS_FP8 1
+/* BF16, F16, F32 and FP8 matrices become MXFP4 (OCP Microscaling v1.0): 4-bit E2M1 elements with an
+ * E8M0 scale for each 32 inputs, chosen by error. 4.25 bits a weight. */
+#define DSV3_WEIGHTS_MXFP4 2
 
+/* What matrices become, by what they belong to. The router, norms and the MTP modules' eh_proj stay
+ * as they are, and nothing becomes larger than the checkpoint has it: experts that are stored as MXFP4
+ * already (compressed-tensors or Quark) stay so. */
 typedef struct dsv3_convert_options {
   uint32_t struct_size;
-  int32_t weights;   /* DSV3_WEIGHTS_..., default KEEP */
+  int32_t weights;   /* attention and feed-forward layers: KEEP (default) or FP8 */
   int32_t overwrite; /* 1: replace an existing output file; default 0 */
-  int32_t reserved;
+  int32_t ffn;       /* feed-forward layers: FP8, MXFP4, or KEEP (default): as `weights` says */
   dsv3_progress_fn progress;
   void *progress_user;
   dsv3_cancel *cancel;
+  int32_t experts; /* routed experts alone: FP8, MXFP4, or KEEP (default): as `ffn` says */
+  int32_t head;    /* embedding and head: KEEP (default) or FP8 */
 } dsv3_convert_options;
 
 DSV3_API void dsv3_convert_options_init(dsv3_convert_options *options, uint32_t struct_size);
@@ -649,6 +657,11 @@ typedef struct dsv3_benchmark_options {
   const char *model_path; /* a .dsv3 file; NULL: a synthetic model of `shape` */
   const char *shape;      /* "tiny", "v2-lite", "v3": random weights made in memory, no file */
   int32_t layers;         /* of a synthetic model; 0 (default): all of the shape's */
+  /* Types of a synthetic model's weights, as in dsv3_convert_options; it has FP8 matrices and a BF16
+   * embedding and head otherwise. */
+  int32_t ffn;
+  int32_t experts;
+  int32_t head;
   int32_t quick;          /* 1: the short lines only; default 0 */
   int32_t profile;        /* 1: each line's time by operations as well; default 0 */
   const dsv3_context_options *context; /* threads and kernels; may be NULL */

@@ -13,6 +13,7 @@ namespace {
 struct Options {
   std::string file, shape, plot;
   ContextOptions context;
+  WeightOptions weights;
   int32_t layers = 0, repeats = 5;
   bool quick = false, profile = false, json = false;
 };
@@ -139,6 +140,9 @@ void run(const Options& o, Main& main) {
   options.model_path = o.file.empty() ? nullptr : o.file.c_str();
   options.shape = o.shape.empty() ? nullptr : o.shape.c_str();
   options.layers = o.layers;
+  options.ffn = WeightOptions::value(o.weights.ffn);
+  options.experts = WeightOptions::value(o.weights.experts);
+  options.head = WeightOptions::value(o.weights.head);
   options.quick = o.quick ? 1 : 0;
   options.profile = o.profile ? 1 : 0;
   options.context = &context;
@@ -171,6 +175,7 @@ void add_bench(CLI::App& app, Main& main) {
       ->check(CLI::IsMember({"tiny", "v2-lite", "v3"}));
   command->add_option("--layers", o->layers, "layers of the synthetic model; 0: all")
       ->check(CLI::NonNegativeNumber);
+  o->weights.add_to(*command);
   command->add_option("--repeats", o->repeats, "repeats of every line; the median counts")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();

@@ -9,7 +9,8 @@ namespace cli {
 namespace {
 
 struct Options {
-  std::string checkpoint, output, weights = "keep";
+  std::string checkpoint, output;
+  WeightOptions weights;
   bool overwrite = false, json = false;
 };
 
@@ -18,7 +19,10 @@ void run(const Options& o, Main& main) {
   Interrupt interrupt;
   dsv3_convert_options options;
   dsv3_convert_options_init(&options, sizeof options);
-  options.weights = o.weights == "fp8" ? DSV3_WEIGHTS_FP8 : DSV3_WEIGHTS_KEEP;
+  options.weights = WeightOptions::value(o.weights.weights);
+  options.ffn = WeightOptions::value(o.weights.ffn);
+  options.experts = WeightOptions::value(o.weights.experts);
+  options.head = WeightOptions::value(o.weights.head);
   options.overwrite = o.overwrite ? 1 : 0;
   options.cancel = interrupt.token();
   const Stopwatch watch;
@@ -63,11 +67,12 @@ void add_convert(CLI::App& app, Main& main) {
       ->required();
   command->add_option("OUT.dsv3", o->output, "the file to write")->required();
   command
-      ->add_option(
-          "--weights", o->weights,
-          "keep the checkpoint's types, or quantise BF16, F16 and F32 linear layers to fp8")
+      ->add_option("--weights", o->weights.weights,
+                   "attention and feed-forward layers: keep the checkpoint's types, or quantise "
+                   "BF16, F16 and F32 to fp8")
       ->check(CLI::IsMember({"keep", "fp8"}))
       ->capture_default_str();
+  o->weights.add_to(*command);
   command->add_flag("--overwrite", o->overwrite, "replace an existing file");
   command->add_flag("--json", o->json, "print the result as JSON");
   command->callback([o, &main] { run(*o, main); });

@@ -19,6 +19,23 @@ void log_to_stderr(void*, int32_t level, const char* message) {
 }
 }  // namespace
 
+void WeightOptions::add_to(CLI::App& app) {
+  app.add_option("--ffn", ffn, "feed-forward layers, experts included, where it differs")
+      ->check(CLI::IsMember({"keep", "fp8", "mxfp4"}))
+      ->capture_default_str();
+  app.add_option("--experts", experts, "routed experts, where they differ from --ffn")
+      ->check(CLI::IsMember({"keep", "fp8", "mxfp4"}))
+      ->capture_default_str();
+  app.add_option("--head", head, "embedding and head")
+      ->check(CLI::IsMember({"keep", "fp8"}))
+      ->capture_default_str();
+}
+
+int32_t WeightOptions::value(const std::string& name) {
+  if (name == "mxfp4") return DSV3_WEIGHTS_MXFP4;
+  return name == "fp8" ? DSV3_WEIGHTS_FP8 : DSV3_WEIGHTS_KEEP;
+}
+
 void ModelOptions::add_to(CLI::App& app) {
   app.add_option("FILE", file, "the .dsv3 file (made by `dsv3 convert`)")->required();
   app.add_option("--residency", residency, "map the file, or copy it into memory")

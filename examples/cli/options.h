@@ -30,6 +30,14 @@ struct ContextOptions {
   Context create(dsv3_model* model) const;
 };
 
+// Smaller types for some of the weights.
+struct WeightOptions {
+  std::string weights = "keep", ffn = "keep", experts = "keep", head = "keep";
+
+  void add_to(CLI::App& app);                     // all but `weights`
+  static int32_t value(const std::string& name);  // DSV3_WEIGHTS_...
+};
+
 struct SamplingOptions {
   uint64_t max_tokens = 256;
   float temperature = 0, top_p = 1, min_p = 0;

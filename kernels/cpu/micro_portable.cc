@@ -45,8 +45,8 @@ struct Portable {
   static constexpr int kMxTiles = 1;
   static constexpr int kMxDirect = 1;
   struct Sum {
-    B part;
-    I sum;
+    B part{};
+    I sum{};
     void begin(int32_t) { part = B{}, sum = I{}; }
     void dot(const B& w, const int8_t* x) {
       const auto a = static_cast<int16_t>(x[0]), b = static_cast<int16_t>(x[1]),
@@ -54,9 +54,11 @@ struct Portable {
       part += w * B{a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d};
     }
     void half() {  // four products of at most 12 * 127 are in every lane
+      I four{};
       for (int i = 0; i < kLanes; ++i) {
-        sum[i] += (part[4 * i] + part[4 * i + 1]) + (part[4 * i + 2] + part[4 * i + 3]);
+        four[i] = (part[4 * i] + part[4 * i + 1]) + (part[4 * i + 2] + part[4 * i + 3]);
       }
+      sum += four;
       part = B{};
     }
     I total() const { return sum; }

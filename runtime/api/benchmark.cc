@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/api/handles.h"
+#include "runtime/model/convert.h"
 #include "runtime/model/synthetic.h"
 
 using namespace dsv3;       // NOLINT: the C boundary translates between the two
@@ -17,6 +18,9 @@ constexpr dsv3_benchmark_options kBenchmarkDefaults = {
     .model_path = nullptr,
     .shape = nullptr,
     .layers = 0,
+    .ffn = DSV3_WEIGHTS_KEEP,
+    .experts = DSV3_WEIGHTS_KEEP,
+    .head = DSV3_WEIGHTS_KEEP,
     .quick = 0,
     .profile = 0,
     .context = nullptr,
@@ -24,7 +28,26 @@ constexpr dsv3_benchmark_options kBenchmarkDefaults = {
     .progress_user = nullptr,
     .cancel = nullptr};
 
+// The types of a synthetic model's weights, of the same fields as a conversion's.
+Status read_types(const dsv3_benchmark_options& o, SyntheticOptions* out) {
+  WeightModes modes;
+  DSV3_TRY(read_weights_mode(o.ffn, "ffn", true, &modes.ffn));
+  DSV3_TRY(read_weights_mode(o.experts, "experts", true, &modes.experts));
+  DSV3_TRY(read_weights_mode(o.head, "head", false, &modes.head));
+  const auto take = [&modes](RecordKind kind, kernels::DType* type) {
+    const WeightsMode mode = modes.of(kind);
+    if (mode == WeightsMode::kFp8) *type = kernels::DType::kF8E4M3;
+    if (mode == WeightsMode::kMxfp4) *type = kernels::DType::kMXFP4;
+  };
+  take(RecordKind::kFfn, &out->ffn);
+  take(RecordKind::kExperts, &out->experts);
+  take(RecordKind::kHead, &out->head);
+  return {};
+}
+
 Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
+  SyntheticOptions synthetic;
+  DSV3_TRY(read_types(o, &synthetic));
   if (o.model_path != nullptr) {
     if (o.shape != nullptr) {
       return invalid("shape", "shape is given beside model_path, expected one of the two");
@@ -33,7 +56,7 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
   }
   if (o.shape == nullptr) return invalid("shape", "neither shape nor model_path is given");
   DSV3_ASSIGN(const ModelConfig config, synthetic_config(o.shape, o.layers));
-  return Model::synthesise(config, {});
+  return Model::synthesise(config, synthetic);
 }
 
 nlohmann::ordered_json json_of(const BenchmarkLine& line) {

@@ -61,6 +61,16 @@ Status check_flag_value(int32_t value, const char* name) {
   return invalid(name, format("%s is %d, expected 0 or 1", name, value));
 }
 
+Status read_weights_mode(int32_t value, const char* name, bool mxfp4, WeightsMode* out) {
+  if (value < DSV3_WEIGHTS_KEEP || value > (mxfp4 ? DSV3_WEIGHTS_MXFP4 : DSV3_WEIGHTS_FP8)) {
+    return invalid(
+        name, format("%s is %d, expected DSV3_WEIGHTS_KEEP%s", name, value,
+                     mxfp4 ? ", DSV3_WEIGHTS_FP8 or DSV3_WEIGHTS_MXFP4" : " or DSV3_WEIGHTS_FP8"));
+  }
+  *out = static_cast<WeightsMode>(value);
+  return {};
+}
+
 Status check_buffer(const void* buffer, uint64_t capacity, const uint64_t* needed) {
   if (buffer == nullptr && capacity != 0) {
     return invalid("buffer", format("buffer is NULL with a capacity of %llu",

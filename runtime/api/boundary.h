@@ -13,6 +13,7 @@
 #include "include/dsv3.h"
 #include "runtime/base/status.h"
 #include "runtime/engine/callback.h"
+#include "runtime/model/convert.h"
 #include "runtime/model/model.h"
 
 namespace dsv3::api {
@@ -199,6 +200,8 @@ Status read_text(const char* text, uint64_t length, const char* name, std::strin
 Status read_tokens_argument(const int32_t* tokens, uint64_t count, const char* name);
 Status check_flags(uint32_t flags, uint32_t known);
 Status check_flag_value(int32_t value, const char* name);  // 0 or 1
+// DSV3_WEIGHTS_...; MXFP4 only where the field may have it.
+Status read_weights_mode(int32_t value, const char* name, bool mxfp4, WeightsMode* out);
 
 // "Buffers" of dsv3.h.
 Status check_buffer(const void* buffer, uint64_t capacity, const uint64_t* needed);

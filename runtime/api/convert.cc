@@ -9,10 +9,12 @@ namespace {
 constexpr dsv3_convert_options kConvertDefaults = {.struct_size = sizeof(dsv3_convert_options),
                                                    .weights = DSV3_WEIGHTS_KEEP,
                                                    .overwrite = 0,
-                                                   .reserved = 0,
+                                                   .ffn = DSV3_WEIGHTS_KEEP,
                                                    .progress = nullptr,
                                                    .progress_user = nullptr,
-                                                   .cancel = nullptr};
+                                                   .cancel = nullptr,
+                                                   .experts = DSV3_WEIGHTS_KEEP,
+                                                   .head = DSV3_WEIGHTS_KEEP};
 }
 
 extern "C" {
@@ -28,12 +30,11 @@ dsv3_status dsv3_convert(const char* checkpoint_dir, const char* output_path,
     if (output_path == nullptr) return invalid("output_path", "output_path is NULL");
     dsv3_convert_options o = kConvertDefaults;
     if (options != nullptr) DSV3_TRY(read_struct(options, "dsv3_convert_options", &o));
-    DSV3_TRY(check_reserved(o, "dsv3_convert_options"));
-    if (o.weights != DSV3_WEIGHTS_KEEP && o.weights != DSV3_WEIGHTS_FP8) {
-      return invalid("weights", format("weights is %d, expected DSV3_WEIGHTS_KEEP or "
-                                       "DSV3_WEIGHTS_FP8",
-                                       o.weights));
-    }
+    ConvertOptions convert;
+    DSV3_TRY(read_weights_mode(o.weights, "weights", false, &convert.weights));
+    DSV3_TRY(read_weights_mode(o.ffn, "ffn", true, &convert.ffn));
+    DSV3_TRY(read_weights_mode(o.experts, "experts", true, &convert.experts));
+    DSV3_TRY(read_weights_mode(o.head, "head", false, &convert.head));
     DSV3_TRY(check_flag_value(o.overwrite, "overwrite"));
     std::shared_ptr<CancelToken> cancel;
     DSV3_TRY(read_cancel(o.cancel, &cancel));
@@ -41,8 +42,6 @@ dsv3_status dsv3_convert(const char* checkpoint_dir, const char* output_path,
       return Status(Code::kCancelled, "the conversion was cancelled before it began", "cancel");
     }
     ProgressCall progress(o.progress, o.progress_user, cancel);
-    ConvertOptions convert;
-    convert.weights = o.weights == DSV3_WEIGHTS_FP8 ? WeightsMode::kFp8 : WeightsMode::kKeep;
     convert.progress = progress.progress();
     convert.overwrite = o.overwrite == 1;
     return progress.result(convert_checkpoint(checkpoint_dir, output_path, convert));

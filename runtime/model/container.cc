@@ -214,10 +214,11 @@ class RecordReader {
       return error("has shape [%d, %d], config needs [%d, %d]", found.n(), found.k(), part->n,
                    part->k);
     }
+    const auto dtype = static_cast<kernels::DType>(found.dtype());
+    part->layout = layout_of(dtype, part->layout);
     DSV3_TRY(same("layout", found.layout(), static_cast<uint8_t>(part->layout)));
     DSV3_TRY(same("reserved bytes", found.reserved(), 0));
-    const auto dtype = static_cast<kernels::DType>(found.dtype());
-    if (found.dtype() > 3 || !dtype_fits(expected_.kind, dtype)) {
+    if (found.dtype() > 4 || !dtype_fits(expected_.kind, dtype)) {
       return error("has type number %d, expected %s", found.dtype(), dtypes_of(expected_.kind));
     }
     part->dtype = dtype;

@@ -59,6 +59,25 @@ Status read_text(const std::string& dir, const ModelConfig& config, std::string*
 
 }  // namespace
 
+WeightsMode WeightModes::of(RecordKind kind) const {
+  const auto first = [](WeightsMode a, WeightsMode b) { return a != WeightsMode::kKeep ? a : b; };
+  switch (kind) {
+    case RecordKind::kLinear:
+    case RecordKind::kHeadsUk:
+    case RecordKind::kHeadsUv:
+      return weights;
+    case RecordKind::kFfn:
+      return first(ffn, weights);
+    case RecordKind::kExperts:
+      return first(experts, first(ffn, weights));
+    case RecordKind::kEmbedding:
+    case RecordKind::kHead:
+      return head;
+    default:
+      return WeightsMode::kKeep;
+  }
+}
+
 Status convert_checkpoint(const std::string& checkpoint_dir, const std::string& output,
                           const ConvertOptions& options) {
   if (!options.overwrite && file_exists(output)) {
@@ -71,7 +90,7 @@ Status convert_checkpoint(const std::string& checkpoint_dir, const std::string& 
   DSV3_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(checkpoint_dir));
   ContainerHeader header;
   DSV3_ASSIGN(header.config, read_config(checkpoint_dir, checkpoint));
-  DSV3_ASSIGN(ConvertPlan plan, plan_conversion(checkpoint, header.config, options.weights));
+  DSV3_ASSIGN(ConvertPlan plan, plan_conversion(checkpoint, header.config, options));
   std::string image;
   DSV3_TRY(read_text(checkpoint_dir, header.config, &image, &header));
 

@@ -141,6 +141,7 @@ Status ConvertPipeline::read_rows(const SourceMatrix& source, uint64_t begin, ui
   DSV3_TRY(tensor.file->read_at(offset, room(out, bytes), bytes));
   if (drop_cache_) tensor.file->dont_need(offset, bytes);
   const auto k = static_cast<uint64_t>(source.k);
+  if (source.is_mx()) return {};  // every code is finite; the scales are looked at elsewhere
   const int64_t bad = first_non_finite(out->data(), source.dtype, (end - begin) * k);
   if (bad < 0) return {};
   const uint64_t at = begin * k + static_cast<uint64_t>(bad);
@@ -205,6 +206,7 @@ Status ConvertPipeline::make_rows(const Chunk& chunk, Scratch* s) {
   const auto rows = static_cast<int64_t>(chunk.end - chunk.begin);
   const size_t count = static_cast<size_t>(rows) * static_cast<size_t>(source.k);
   const uint8_t* bytes = nullptr;
+  if (part.dtype == DType::kMXFP4) return make_mx(chunk, s);
   if (source.quantise) {
     uint64_t begin = chunk.begin, end = chunk.end;  // whole blocks already
     DSV3_TRY(fp8_rows(source, &begin, &end, s));
@@ -233,6 +235,58 @@ Status ConvertPipeline::make_rows(const Chunk& chunk, Scratch* s) {
     std::memcpy(out, bytes, made);
   }
   std::memset(out + made, 0, chunk.bytes - made);
+  return {};
+}
+
+Status ConvertPipeline::make_mx(const Chunk& chunk, Scratch* s) {
+  const SourceMatrix& source = plan_.source(chunk);
+  const SourceTensor& tensor = *source.weight;
+  const auto rows = static_cast<int64_t>(chunk.end - chunk.begin);
+  const size_t count = static_cast<size_t>(rows) * static_cast<size_t>(source.k);
+  uint8_t* out = room(&s->out, chunk.bytes);
+  Part band = plan_.records[chunk.record].parts[chunk.part];
+  band.n = static_cast<int32_t>(rows);
+  std::memset(out + band.data_bytes(), 0, chunk.bytes - band.data_bytes());
+  DSV3_TRY(read_rows(source, chunk.begin, chunk.end, &s->in));
+  if (source.is_mx()) {
+    const auto columns = static_cast<uint64_t>(source.k / kernels::kMxBlock);
+    const SourceTensor& scales = *source.scales;
+    const size_t bytes = (chunk.end - chunk.begin) * columns;
+    DSV3_TRY(
+        scales.file->read_at(scales.begin + chunk.begin * columns, room(&s->other, bytes), bytes));
+    const auto* bad = static_cast<const uint8_t*>(std::memchr(s->other.data(), 255, bytes));
+    if (bad != nullptr) {
+      const uint64_t at = chunk.begin * columns + static_cast<uint64_t>(bad - s->other.data());
+      return make_field_error(Code::kNumeric, scales.name.c_str(),
+                              "%s has NaN at [%llu, %llu], expected powers of two",
+                              scales.where().c_str(), ull(at / columns), ull(at % columns));
+    }
+    tile_mx(s->in.data(), s->other.data(), rows, source.k, out);
+    return {};
+  }
+  float* values = room(&s->f32, count);
+  if (source.dtype == DType::kF8E4M3) {
+    DSV3_TRY(read_scales(source, &s->scales));
+    const auto columns = static_cast<size_t>(ceil_div(source.k, source.block_k));
+    const size_t first = chunk.begin / static_cast<uint64_t>(source.block_n) * columns;
+    dequantise_rows(s->in.data(), static_cast<int64_t>(chunk.begin), rows, source.k,
+                    s->scales.data() + first, source.block_n, source.block_k, values);
+    // Codes and scales are finite; their product may not be.
+    const int64_t bad =
+        first_non_finite(reinterpret_cast<const uint8_t*>(values), DType::kF32, count);
+    if (bad >= 0) {
+      const uint64_t at =
+          chunk.begin * static_cast<uint64_t>(source.k) + static_cast<uint64_t>(bad);
+      const auto k = static_cast<uint64_t>(source.k);
+      return make_field_error(Code::kNumeric, tensor.name.c_str(),
+                              "%s times its scale is infinite at [%llu, %llu], expected finite "
+                              "numbers",
+                              tensor.where().c_str(), ull(at / k), ull(at % k));
+    }
+  } else {
+    convert_to_f32(s->in.data(), source.dtype, count, values);
+  }
+  quantise_mx(values, rows, source.k, out);
   return {};
 }
 

@@ -40,6 +40,8 @@ class ConvertPipeline {
   Status read_rows(const SourceMatrix& source, uint64_t begin, uint64_t end,
                    std::vector<uint8_t>* out);
   Status read_scales(const SourceMatrix& source, std::vector<float>* out);
+  // The chunk's rows as MXFP4 tiles in s->out.
+  Status make_mx(const Chunk& chunk, Scratch* s);
   // Rows [*begin, *end) of an FP8 or to-be-quantised matrix as FP8 codes in s->fp8, with the scales
   // of their blocks in s->scales; widens the range to whole blocks where it quantises.
   Status fp8_rows(const SourceMatrix& source, uint64_t* begin, uint64_t* end, Scratch* s);

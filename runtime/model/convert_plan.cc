@@ -20,8 +20,8 @@ std::string shape_text(int64_t n, int64_t k) {
 
 class Planner {
  public:
-  Planner(const Checkpoint& checkpoint, const ModelConfig& config, WeightsMode mode)
-      : checkpoint_(checkpoint), mode_(mode) {
+  Planner(const Checkpoint& checkpoint, const ModelConfig& config, const WeightModes& modes)
+      : checkpoint_(checkpoint), modes_(modes) {
     plan_.config = config;
   }
 
@@ -109,13 +109,14 @@ class Planner {
           return type_error(*tensor, expected);
         }
         out->dtype = DType::kF8E4M3;
-        return find_scales(out);
+        DSV3_TRY(find_scales(out));
+        break;
       default:
         return type_error(*tensor, expected);
     }
-    const bool quantisable = kind == RecordKind::kLinear || kind == RecordKind::kExperts ||
-                             kind == RecordKind::kHeadsUk || kind == RecordKind::kHeadsUv;
-    if (mode_ == WeightsMode::kFp8 && quantisable) {
+    const WeightsMode mode = modes_.of(kind);
+    out->to_mx = mode == WeightsMode::kMxfp4;
+    if (mode == WeightsMode::kFp8 && out->dtype != DType::kF8E4M3) {
       out->quantise = true;
       out->block_n = out->block_k = kQuantBlock;
     }
@@ -134,10 +135,59 @@ class Planner {
     return {};
   }
 
+  // A matrix stored as MXFP4 already: bytes of two elements, the even column in the low half, in a
+  // tensor of its own name (compressed-tensors' "..._packed") or in the matrix's (Quark), with
+  // E8M0 codes in "..._scale". False: it is not stored so.
+  Result<bool> find_mxfp4(const std::string& name, RecordKind kind, SourceMatrix* out) {
+    const SourceTensor* plain = checkpoint_.find(name);
+    const bool packed_name = plain == nullptr;
+    const std::string weight = packed_name ? name + "_packed" : name;
+    const SourceTensor* tensor = checkpoint_.find(weight);
+    if (tensor == nullptr || tensor->type != SourceType::kU8) return false;
+    const std::string scale = name + "_scale";
+    const SourceTensor* scales = checkpoint_.find(scale);
+    if (scales == nullptr && !packed_name && !dtype_fits(kind, DType::kMXFP4)) return false;
+    // The same bytes with scales for 16 inputs and a scale of the whole are another format.
+    for (const char* suffix : {"_scale_2", "_global_scale"}) {
+      if (checkpoint_.find(name + suffix) == nullptr) continue;
+      return make_field_error(Code::kUnsupported, weight.c_str(),
+                              "%s is stored as NVFP4 (it has %s%s), expected MXFP4 or %s",
+                              tensor->where().c_str(), name.c_str(), suffix, dtypes_of(kind));
+    }
+    if (scales == nullptr ||
+        (scales->type != SourceType::kU8 && scales->type != SourceType::kF8E8M0)) {
+      return make_field_error(
+          Code::kUnsupported, weight.c_str(),
+          "%s has type U8 and %s, expected MXFP4 with scales %s of type U8 or F8_E8M0",
+          tensor->where().c_str(),
+          scales == nullptr ? "no scales"
+                            : format("scales of type %s", scales->dtype.c_str()).c_str(),
+          scale.c_str());
+    }
+    if (!dtype_fits(kind, DType::kMXFP4)) {
+      return make_field_error(Code::kUnsupported, weight.c_str(),
+                              "%s is stored as MXFP4, expected %s", tensor->where().c_str(),
+                              dtypes_of(kind));
+    }
+    if (out->k % kernels::kMxBlock != 0) {
+      return make_field_error(Code::kUnsupported, weight.c_str(),
+                              "%s is stored as MXFP4 and has rows of %lld values, expected a "
+                              "multiple of %d",
+                              tensor->where().c_str(), static_cast<long long>(out->k),
+                              kernels::kMxBlock);
+    }
+    out->dtype = DType::kMXFP4;
+    DSV3_ASSIGN(out->weight, find(weight, {out->n, out->k / 2}));
+    DSV3_ASSIGN(out->scales, find(scale, {out->n, out->k / kernels::kMxBlock}));
+    return true;
+  }
+
   Result<SourceMatrix> matrix(const std::string& name, RecordKind kind, int64_t n, int64_t k) {
     SourceMatrix source;
     source.n = n;
     source.k = k;
+    DSV3_ASSIGN(const bool packed, find_mxfp4(name, kind, &source));
+    if (packed) return source;
     std::vector<int64_t> shape{n};
     if (kind != RecordKind::kVector) shape.push_back(k);
     DSV3_ASSIGN(const SourceTensor* tensor, find(name, shape));
@@ -151,6 +201,8 @@ class Planner {
       part->dtype = DType::kF32;
     } else if (kind == RecordKind::kRouter) {
       part->dtype = source.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+    } else if (source.to_mx || source.is_mx()) {
+      part->dtype = DType::kMXFP4;
     } else if (source.to_fp8()) {
       part->dtype = DType::kF8E4M3;
       part->scale_n = static_cast<uint32_t>(source.block_n);
@@ -158,6 +210,7 @@ class Planner {
     } else {
       part->dtype = source.dtype;
     }
+    part->layout = layout_of(part->dtype, part->layout);
   }
 
   Status resolve(Record* record, std::vector<SourceMatrix>* sources) {
@@ -185,7 +238,8 @@ class Planner {
                     matrix(record->part_name(e, p), record->kind, part.n, part.k));
         if (e == 0) {
           set_type(source, record->kind, &part);
-        } else if (const DType first = (*sources)[p].dtype; first != source.dtype) {
+        } else if (const DType first = (*sources)[p].dtype;
+                   first != source.dtype && !source.to_mx) {
           // One stride for all experts of a layer needs one type.
           return type_error(*source.weight,
                             format("%s as in expert 0", kernels::dtype_name(first)).c_str());
@@ -355,7 +409,7 @@ class Planner {
   }
 
   const Checkpoint& checkpoint_;
-  const WeightsMode mode_;
+  const WeightModes modes_;
   ConvertPlan plan_;
   std::unordered_set<const SourceTensor*> used_;
 };
@@ -363,8 +417,8 @@ class Planner {
 }  // namespace
 
 Result<ConvertPlan> plan_conversion(const Checkpoint& checkpoint, const ModelConfig& config,
-                                    WeightsMode mode) {
-  return Planner(checkpoint, config, mode).plan();
+                                    const WeightModes& modes) {
+  return Planner(checkpoint, config, modes).plan();
 }
 
 }  // namespace dsv3

@@ -21,8 +21,14 @@ struct SourceMatrix {
   int64_t n = 0, k = 0;
   int64_t block_n = 0, block_k = 0;
   bool quantise = false;  // to E4M3 on the way
+  bool to_mx = false;     // to MXFP4 on the way
 
-  size_t row_bytes() const { return static_cast<size_t>(k) * kernels::dtype_size(dtype); }
+  // MXFP4 (weights [n, k/2] U8, the even column in the low half; scales [n, k/32] E8M0).
+  bool is_mx() const { return dtype == kernels::DType::kMXFP4; }
+  size_t row_bytes() const {
+    return is_mx() ? static_cast<size_t>(k) / 2
+                   : static_cast<size_t>(k) * kernels::dtype_size(dtype);
+  }
   bool to_fp8() const { return quantise || dtype == kernels::DType::kF8E4M3; }
 };
 
@@ -67,6 +73,6 @@ struct ConvertPlan {
 
 // `plan` outlives nothing: it points into `checkpoint`.
 Result<ConvertPlan> plan_conversion(const Checkpoint& checkpoint, const ModelConfig& config,
-                                    WeightsMode mode);
+                                    const WeightModes& modes);
 
 }  // namespace dsv3

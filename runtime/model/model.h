@@ -33,7 +33,10 @@ struct OpenOptions {
 };
 
 struct SyntheticOptions {
-  kernels::DType linear = kernels::DType::kF8E4M3;  // of attention and feed-forward layers
+  kernels::DType linear = kernels::DType::kF8E4M3;   // of attention
+  kernels::DType ffn = kernels::DType::kF8E4M3;      // of dense layers and shared experts
+  kernels::DType experts = kernels::DType::kF8E4M3;  // of routed experts
+  kernels::DType head = kernels::DType::kBF16;       // of the embedding and the head
   uint64_t seed = 1;
 };
 

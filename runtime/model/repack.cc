@@ -107,6 +107,8 @@ int64_t first_non_finite(const uint8_t* data, DType dtype, size_t count) {
       return first_with_bits<uint16_t>(data, count, uint16_t{0x7c00});
     case DType::kF8E4M3:
       return first_with_bits<uint8_t>(data, count, uint8_t{0x7f});
+    case DType::kMXFP4:
+      break;  // every code is finite
   }
   return -1;
 }
@@ -160,6 +162,114 @@ void dequantise_rows(const uint8_t* fp8, int64_t row0, int64_t n, int64_t k, con
     const float* row_scales = scales + ((row0 + i) / block_n - row0 / block_n) * columns;
     for (int64_t j = 0; j < k; ++j) {
       out[i * k + j] = kernels::kF8E4M3Table[fp8[i * k + j]] * row_scales[j / block_k];
+    }
+  }
+}
+
+// --- MXFP4
+
+namespace {
+
+// The place of one block of one row in its tile: where its 16 bytes of codes and its scale go.
+class MxTile {
+ public:
+  MxTile(uint8_t* out, int64_t k) : out_(out), k_(k) {}
+
+  // codes: [32]
+  void put(int64_t row, int64_t block, const uint8_t* codes, uint8_t scale) {
+    const kernels::MxPlace place = kernels::mx_place(row, block * kernels::kMxBlock, k_);
+    out_[place.scale] = scale;
+    uint8_t* bytes = out_ + place.byte;
+    for (int group = 0; group < 4; ++group, bytes += 64) {
+      for (int j = 0; j < 4; ++j) {
+        const uint8_t* pair = codes + 8 * group + j;
+        bytes[j] = static_cast<uint8_t>(pair[0] | pair[4] << 4);
+      }
+    }
+  }
+
+ private:
+  uint8_t* out_;
+  int64_t k_;
+};
+
+// Zeros everywhere, and scales of one for the rows that pad the last tile.
+void clear_mx(int64_t n, int64_t k, uint8_t* out) {
+  std::memset(out, 0, kernels::matrix_bytes(DType::kMXFP4, kernels::Layout::kTileMx, n, k));
+  for (int64_t row = n; row % kernels::kTileN != 0; ++row) {
+    for (int64_t column = 0; column < k; column += kernels::kMxBlock) {
+      out[kernels::mx_place(row, column, k).scale] = 127;
+    }
+  }
+}
+
+// The sum of squared errors of rounding 32 values to E2M1 times 2^exponent, in units of
+// 4^exponent. Branch-free: this runs three times over every weight. See e2m1_from_float.
+float mx_error(const float* values, float inverse) {
+  float sums[8] = {};
+  for (int i = 0; i < kernels::kMxBlock; ++i) {
+    const float a = std::fabs(values[i]) * inverse;
+    const float small = (a > 0.25f ? 0.5f : 0.0f) + (a >= 0.75f ? 0.5f : 0.0f) +
+                        (a > 1.25f ? 0.5f : 0.0f) + (a >= 1.75f ? 0.5f : 0.0f);
+    const float large =
+        (a > 2.5f ? 1.0f : 0.0f) + (a >= 3.5f ? 1.0f : 0.0f) + (a > 5.0f ? 2.0f : 0.0f);
+    const float error = a - (small + large);
+    sums[i % 8] += error * error;
+  }
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+// The exponent for 32 finite values that are not all zero.
+int mx_exponent(const float* values, float amax) {
+  const int own = std::ilogb(amax) - 2;  // the format's rule
+  int best = 0;
+  double least = 0;
+  for (const int candidate : {own, own + 1, own - 1}) {  // of equals, the format's own
+    const int exponent = std::clamp(candidate, -127, 127);
+    const double error = std::ldexp(
+        static_cast<double>(mx_error(values, std::ldexp(1.0f, -exponent))), 2 * (exponent - own));
+    if (candidate == own || error < least) {
+      best = exponent;
+      least = error;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+void quantise_mx(const float* rows, int64_t n, int64_t k, uint8_t* out) {
+  clear_mx(n, k, out);
+  MxTile tile(out, k);
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t begin = 0; begin < k; begin += kernels::kMxBlock) {
+      const int64_t count = std::min<int64_t>(kernels::kMxBlock, k - begin);
+      float values[kernels::kMxBlock] = {};
+      std::copy_n(rows + row * k + begin, count, values);
+      const float amax = largest(values, 0, 1, count);
+      const int exponent = amax == 0 ? 0 : mx_exponent(values, amax);
+      const float inverse = std::ldexp(1.0f, -exponent);
+      uint8_t codes[kernels::kMxBlock];
+      for (int i = 0; i < kernels::kMxBlock; ++i) {
+        codes[i] = kernels::e2m1_from_float(values[i] * inverse);
+      }
+      tile.put(row, begin / kernels::kMxBlock, codes, static_cast<uint8_t>(exponent + 127));
+    }
+  }
+}
+
+void tile_mx(const uint8_t* packed, const uint8_t* scales, int64_t n, int64_t k, uint8_t* out) {
+  clear_mx(n, k, out);
+  MxTile tile(out, k);
+  const int64_t blocks = k / kernels::kMxBlock;
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const uint8_t* from = packed + (row * blocks + block) * (kernels::kMxBlock / 2);
+      uint8_t codes[kernels::kMxBlock];
+      for (int i = 0; i < kernels::kMxBlock; ++i) {
+        codes[i] = static_cast<uint8_t>(i % 2 == 0 ? from[i / 2] & 15 : from[i / 2] >> 4);
+      }
+      tile.put(row, block, codes, scales[row * blocks + block]);
     }
   }
 }

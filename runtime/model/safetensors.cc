@@ -21,7 +21,7 @@ constexpr TypeInfo kTypes[] = {
     {"F32", SourceType::kF32, 4},        {"BF16", SourceType::kBF16, 2},
     {"F16", SourceType::kF16, 2},        {"F8_E4M3", SourceType::kF8E4M3, 1},
     {"F8_E8M0", SourceType::kF8E8M0, 1}, {"F8_E5M2", SourceType::kOther, 1},
-    {"BOOL", SourceType::kOther, 1},     {"U8", SourceType::kOther, 1},
+    {"BOOL", SourceType::kOther, 1},     {"U8", SourceType::kU8, 1},
     {"I8", SourceType::kOther, 1},       {"I16", SourceType::kOther, 2},
     {"U16", SourceType::kOther, 2},      {"I32", SourceType::kOther, 4},
     {"U32", SourceType::kOther, 4},      {"F64", SourceType::kOther, 8},

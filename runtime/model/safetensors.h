@@ -16,7 +16,7 @@
 
 namespace dsv3 {
 
-enum class SourceType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kF8E8M0, kOther };
+enum class SourceType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kF8E8M0, kU8, kOther };
 
 // A tensor as a safetensors header describes it.
 struct TensorEntry {

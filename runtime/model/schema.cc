@@ -34,7 +34,7 @@ class Builder {
     }
     vector("model.norm.weight", c_.hidden_size, &w->final_norm);
     if (!c_.tie_word_embeddings) {
-      matrix("lm_head.weight", RecordKind::kKept, c_.vocab_size, c_.hidden_size, &w->head);
+      matrix("lm_head.weight", RecordKind::kHead, c_.vocab_size, c_.hidden_size, &w->head);
     }
     mtp_ = true;
     w->mtp.resize(static_cast<size_t>(c_.num_nextn_predict_layers));
@@ -73,9 +73,10 @@ class Builder {
     record->heads = view;
   }
   void ffn(const std::string& prefix, int64_t width, FfnView* view) {
-    linear(prefix + "gate_proj.weight", width, c_.hidden_size, &view->gate);
-    linear(prefix + "up_proj.weight", width, c_.hidden_size, &view->up);
-    linear(prefix + "down_proj.weight", c_.hidden_size, width, &view->down);
+    const RecordKind kind = RecordKind::kFfn;
+    matrix(prefix + "gate_proj.weight", kind, width, c_.hidden_size, &view->gate);
+    matrix(prefix + "up_proj.weight", kind, width, c_.hidden_size, &view->up);
+    matrix(prefix + "down_proj.weight", kind, c_.hidden_size, width, &view->down);
   }
 
   void layer(int64_t index, LayerWeights* w) {
@@ -182,10 +183,11 @@ bool dtype_fits(RecordKind kind, DType dtype) {
       return dtype == DType::kF32;
     case RecordKind::kRouter:
       return dtype == DType::kF32 || dtype == DType::kBF16;
-    case RecordKind::kEmbedding:
-      return dtype != DType::kF8E4M3;
-    default:
+    case RecordKind::kFfn:
+    case RecordKind::kExperts:
       return true;
+    default:
+      return dtype != DType::kMXFP4;
   }
 }
 
@@ -195,11 +197,17 @@ const char* dtypes_of(RecordKind kind) {
       return "F32";
     case RecordKind::kRouter:
       return "BF16 or F32";
-    case RecordKind::kEmbedding:
-      return "BF16, F16 or F32";
+    case RecordKind::kFfn:
+    case RecordKind::kExperts:
+      return "MXFP4, F8_E4M3, BF16, F16 or F32";
     default:
       return "F8_E4M3, BF16, F16 or F32";
   }
+}
+
+Layout layout_of(DType dtype, Layout layout) {
+  if (dtype == DType::kMXFP4) return Layout::kTileMx;
+  return layout == Layout::kTileMx ? Layout::kTile16x2 : layout;
 }
 
 uint64_t place_records(std::vector<Record>* records) {

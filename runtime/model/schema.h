@@ -15,9 +15,11 @@ namespace dsv3 {
 
 enum class RecordKind : uint8_t {
   kVector,     // F32 values
-  kEmbedding,  // [vocab, hidden], no FP8
-  kKept,       // head, eh_proj: a linear layer that `convert --weights fp8` leaves as it is
-  kLinear,     // a linear layer of attention or a feed-forward network
+  kEmbedding,  // [vocab, hidden]
+  kHead,       // [vocab, hidden]
+  kKept,       // eh_proj: a linear layer that the converter leaves as it is
+  kLinear,     // a linear layer of attention
+  kFfn,        // a matrix of a dense feed-forward network or the shared experts
   kRouter,     // BF16 or F32
   kHeadsUk,    // per head [kv_lora_rank, qk_nope_head_dim], out of kv_b_proj
   kHeadsUv,    // per head [v_head_dim, kv_lora_rank], out of kv_b_proj
@@ -68,6 +70,8 @@ std::vector<Record> model_records(const ModelConfig& config, ModelWeights* weigh
 // Whether a part of this kind may have this type.
 bool dtype_fits(RecordKind kind, kernels::DType dtype);
 const char* dtypes_of(RecordKind kind);  // "BF16, F16 or F32"
+// The layout of a matrix of this type that would stand in `layout` otherwise.
+kernels::Layout layout_of(kernels::DType dtype, kernels::Layout layout);
 
 // Fills offsets, strides and sizes from types and shapes; returns the bytes of all data.
 uint64_t place_records(std::vector<Record>* records);

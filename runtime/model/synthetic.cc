@@ -35,6 +35,8 @@ uint64_t weights_of(uint64_t random, DType type) {
       return (random & 0x8fff8fff8fff8fffu) | 0x2000200020002000u;
     case DType::kF32:
       return (random & 0x81ffffff81ffffffu) | 0x3c0000003c000000u;
+    case DType::kMXFP4:  // any codes; the scales among them are written afterwards
+      return random;
   }
   return 0;
 }
@@ -44,6 +46,21 @@ void fill_random(uint64_t seed, uint64_t stream, DType type, uint8_t* out, uint6
   for (uint64_t i = 0; at < bytes; ++i, at += 8) {
     const uint64_t word = weights_of(mix(seed ^ mix(stream + i)), type);
     std::memcpy(out + at, &word, std::min<uint64_t>(8, bytes - at));
+  }
+}
+
+// The scales of tiles [begin, end) of an MXFP4 matrix.
+void fill_mx_scales(const Part& part, uint64_t begin, uint64_t end, uint8_t* out) {
+  // E2M1 codes have a root mean square of 2.9.
+  const double scale = 1 / (2.9 * std::sqrt(static_cast<double>(part.k)));
+  const int code = 127 + static_cast<int>(std::lround(std::log2(scale)));
+  constexpr int64_t kStep = 4 * kernels::kMxBlock;  // inputs behind one line of scales
+  for (uint64_t row = begin * kernels::kTileN; row < end * kernels::kTileN;
+       row += kernels::kTileN) {
+    for (int64_t column = 0; column < part.k; column += kStep) {
+      const auto place = kernels::mx_place(static_cast<int64_t>(row), column, part.k);
+      std::memset(out + place.scale, code, 64);
+    }
   }
 }
 
@@ -67,6 +84,10 @@ void fill_piece(const Piece& piece, uint64_t seed, uint8_t* data) {
   }
   fill_random(seed, base + part.data + piece.begin, part.dtype, out + piece.begin,
               piece.end - piece.begin);
+  if (part.dtype == DType::kMXFP4) {
+    const uint64_t tile = kernels::matrix_bytes(part.dtype, part.layout, kernels::kTileN, part.k);
+    fill_mx_scales(part, piece.begin / tile, piece.end / tile, out);
+  }
   if (piece.begin == 0 && part.scale_n > 0) {
     // E4M3 magnitudes average near 1/2: this scale keeps a row of k of them at the input's size.
     const float scale = 1.5f / std::sqrt(static_cast<float>(part.k));
@@ -165,6 +186,9 @@ void choose_synthetic_types(std::vector<Record>* records, const SyntheticOptions
           part.dtype = DType::kF32;
           break;
         case RecordKind::kEmbedding:
+        case RecordKind::kHead:
+          part.dtype = options.head;
+          break;
         case RecordKind::kKept:
         case RecordKind::kRouter:
           part.dtype = DType::kBF16;
@@ -172,10 +196,16 @@ void choose_synthetic_types(std::vector<Record>* records, const SyntheticOptions
         case RecordKind::kLinear:
         case RecordKind::kHeadsUk:
         case RecordKind::kHeadsUv:
-        case RecordKind::kExperts:
           part.dtype = options.linear;
           break;
+        case RecordKind::kFfn:
+          part.dtype = options.ffn;
+          break;
+        case RecordKind::kExperts:
+          part.dtype = options.experts;
+          break;
       }
+      part.layout = layout_of(part.dtype, part.layout);
       part.scale_n = part.scale_k = part.dtype == DType::kF8E4M3 ? 128 : 0;
     }
   }
@@ -187,7 +217,12 @@ Status fill_synthetic(const std::vector<Record>& records, uint64_t seed, uint8_t
     for (uint64_t item = 0; item < record.count; ++item) {
       for (const Part& part : record.parts) {
         const uint64_t bytes = part.data_bytes();
-        const uint64_t step = record.kind == RecordKind::kVector ? bytes : kChunk;
+        uint64_t step = record.kind == RecordKind::kVector ? bytes : kChunk;
+        if (part.dtype == DType::kMXFP4) {  // whole tiles
+          const uint64_t tile =
+              kernels::matrix_bytes(part.dtype, part.layout, kernels::kTileN, part.k);
+          step = std::max(tile, kChunk / tile * tile);
+        }
         for (uint64_t begin = 0; begin < bytes; begin += step) {
           pieces.push_back({&record, &part, item, begin, std::min(bytes, begin + step)});
         }

@@ -282,6 +282,15 @@ TEST_CASE("opening, verifying and converting report progress and can be cancelle
   dsv3_convert_options_init(&c, sizeof c);
   c.weights = 9;
   expect_invalid(dsv3_convert("a", "b", &c, error.out()), error, "weights");
+  const auto refused = [&](int32_t dsv3_convert_options::*field, int32_t value, const char* name) {
+    dsv3_convert_options_init(&c, sizeof c);
+    c.*field = value;
+    expect_invalid(dsv3_convert("a", "b", &c, error.out()), error, name);
+  };
+  refused(&dsv3_convert_options::weights, DSV3_WEIGHTS_MXFP4, "weights");
+  refused(&dsv3_convert_options::ffn, 3, "ffn");
+  refused(&dsv3_convert_options::experts, -1, "experts");
+  refused(&dsv3_convert_options::head, DSV3_WEIGHTS_MXFP4, "head");
 }
 
 TEST_CASE("the estimate is what a context then has") {

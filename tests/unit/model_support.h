@@ -107,8 +107,29 @@ inline double raw_at(const RawTensor& t, int64_t index) {
   return raw_value(t.dtype, t.bytes.data() + static_cast<size_t>(index) * raw_bytes(t.dtype));
 }
 
+inline double e2m1_value(int v) {
+  const int e = v >> 1 & 3, m = v & 1;
+  const double magnitude = e == 0 ? m * 0.5 : std::ldexp(2 + m, e - 2);
+  return (v & 8) != 0 ? -magnitude : magnitude;
+}
+// The scale's code of element [i, j] of an MXFP4 matrix, and the element without it.
+struct MxElement {
+  int scale;
+  double value;
+};
+inline MxElement mx_at(const MatrixView& m, int64_t i, int64_t j) {
+  const int64_t blocks = (m.k + 31) / 32, lines = (blocks + 3) / 4, b = j / 32;
+  const uint8_t* line = m.data + i / 16 * (blocks * 256 + lines * 64) + b / 4 * (64 + 4 * 256);
+  const uint8_t pair = line[64 + b % 4 * 256 + j % 32 / 8 * 64 + i % 16 * 4 + j % 4];
+  return {line[b % 4 * 16 + i % 16], e2m1_value(j % 8 < 4 ? pair & 15 : pair >> 4)};
+}
+
 // Element [i, j] of a matrix as the .dsv3 file holds it, by the layout's definition.
 inline double view_at(const MatrixView& m, int64_t i, int64_t j) {
+  if (m.layout == kernels::Layout::kTileMx) {
+    const MxElement e = mx_at(m, i, j);
+    return std::ldexp(e.value, e.scale - 127);
+  }
   static const char* const kNames[] = {"F32", "BF16", "F16", "F8_E4M3"};
   const std::string_view dtype = kNames[static_cast<int>(m.dtype)];
   int64_t index = i * m.k + j;
