@@ -54,6 +54,7 @@ void compute(void* context, int, int) {
 const Peak* peak_of(std::string_view kernels) {
 #if defined(__x86_64__)
   if (kernels == "avx512bf16") return peak_avx512bf16();
+  if (kernels == "avx512") return peak_avx512();
   if (kernels == "avx2") return peak_avx2();
 #endif
   return peak_portable();

@@ -3,6 +3,7 @@
 
 #include "commands.h"
 #include "common.h"
+#include "options.h"
 
 namespace cli {
 

@@ -123,6 +123,7 @@ struct Micro {
 // Null where this build has no such set.
 const Micro* micro_portable();
 const Micro* micro_avx2();
+const Micro* micro_avx512();
 const Micro* micro_avx512bf16();
 
 }  // namespace dsv3::kernels

@@ -44,7 +44,7 @@ struct Avx512 {
   // a packed byte needs no masking.
   using B = __m512i;
   static constexpr bool kMxUnsigned = true;
-  static constexpr int kMxRows = 6;
+  static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 4;
   static constexpr int kMxDirect = 8;
   struct Sum {

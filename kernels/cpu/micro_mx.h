@@ -171,7 +171,7 @@ inline void direct_tiles(const GemmArgs& a, const Tiles& w, int32_t row, int32_t
 
 template <class S, int kR>
 inline void direct_rows(const GemmArgs& a, const Tiles& w, int32_t row) {
-  constexpr int kT = kR <= S::kMxRows ? S::kMxTiles : (S::kMxTiles + 1) / 2;
+  constexpr int kT = kR <= S::kMxDirect / 2 ? S::kMxTiles : (S::kMxTiles + 1) / 2;
   int32_t t = 0;
   for (; t + kT <= a.tiles; t += kT) direct_tiles<S, kR, kT>(a, w, row, t);
   for (; t < a.tiles; ++t) direct_tiles<S, kR, 1>(a, w, row, t);
@@ -220,10 +220,12 @@ inline void widen(const uint8_t* p, int64_t stride, int32_t tiles, int32_t block
   }
 }
 
-// kR rows and kC vectors of columns from `column` on, all blocks of a group.
+// kR rows and kC vectors of columns from `column` on, all blocks of a group. Everything unrolled:
+// GCC 12 keeps sums in memory otherwise.
 template <class S, int kR, int kC>
 inline void block_rows(const GemmArgs& a, const Widened<S>& w, int32_t first_block, int32_t blocks,
                        int32_t row, int32_t column) {
+  using V = typename S::V;
   constexpr int kVectors = 16 / S::kLanes;
   const int32_t columns = w.tiles * kVectors;
   const I8Block* x[kR];
@@ -231,8 +233,15 @@ inline void block_rows(const GemmArgs& a, const Widened<S>& w, int32_t first_blo
   float* out = a.out + row * a.out_stride + column * S::kLanes;
   const typename S::B* b = w.weights + column;
   const float* scales = w.scales + column * S::kLanes;
+  V total[kR][kC];
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kC; ++c) {
+      total[r][c] = simd::load<S>(out + r * a.out_stride + c * S::kLanes);
+    }
+  }
   for (int32_t i = 0; i < blocks; ++i, scales += columns * S::kLanes) {
-    // Everything unrolled: GCC 12 keeps sums in memory otherwise.
     typename S::Sum sum[kR][kC];
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
@@ -252,11 +261,19 @@ inline void block_rows(const GemmArgs& a, const Widened<S>& w, int32_t first_blo
     }
 #pragma GCC unroll 4
     for (int c = 0; c < kC; ++c) {
-      const typename S::V scale = simd::load<S>(scales + c * S::kLanes);
+      const V scale = simd::load<S>(scales + c * S::kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kR; ++r) {
-        add_block<S>(scale, x[r] + i, sum[r][c], out + r * a.out_stride + c * S::kLanes);
+        total[r][c] = S::fma(__builtin_convertvector(sum[r][c].total(), V), scale * x[r][i].scale,
+                             total[r][c]);
       }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kC; ++c) {
+      simd::store<S>(out + r * a.out_stride + c * S::kLanes, total[r][c]);
     }
   }
 }

@@ -19,6 +19,7 @@ struct Peak {
 
 const Peak* peak_portable();
 const Peak* peak_avx2();
+const Peak* peak_avx512();
 const Peak* peak_avx512bf16();
 
 // INT8 dot products (vpdpbusd), for machines that have AVX-512 VNNI.
