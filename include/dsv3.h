@@ -662,8 +662,8 @@ typedef struct dsv3_benchmark_options {
   int32_t ffn;
   int32_t experts;
   int32_t head;
-  int32_t quick;          /* 1: the short lines only; default 0 */
-  int32_t profile;        /* 1: each line's time by operations as well; default 0 */
+  int32_t quick;                       /* 1: the short lines only; default 0 */
+  int32_t profile;                     /* 1: each line's time by operations as well; default 0 */
   const dsv3_context_options *context; /* threads and kernels; may be NULL */
   dsv3_progress_fn progress;           /* in lines of the result */
   void *progress_user;

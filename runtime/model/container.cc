@@ -215,13 +215,13 @@ class RecordReader {
                    part->k);
     }
     const auto dtype = static_cast<kernels::DType>(found.dtype());
-    part->layout = layout_of(dtype, part->layout);
-    DSV3_TRY(same("layout", found.layout(), static_cast<uint8_t>(part->layout)));
-    DSV3_TRY(same("reserved bytes", found.reserved(), 0));
     if (found.dtype() > 4 || !dtype_fits(expected_.kind, dtype)) {
       return error("has type number %d, expected %s", found.dtype(), dtypes_of(expected_.kind));
     }
     part->dtype = dtype;
+    part->layout = layout_of(dtype, part->layout);
+    DSV3_TRY(same("layout", found.layout(), static_cast<uint8_t>(part->layout)));
+    DSV3_TRY(same("reserved bytes", found.reserved(), 0));
     part->scale_n = found.scale_n();
     part->scale_k = found.scale_k();
     constexpr uint32_t kMaxBlock = 1u << 24;

@@ -184,13 +184,14 @@ TEST_CASE("12 to 18: shapes, types and blocks that the config does not call for"
   }
   refused(with_part(kGate, [](fb::Part* p) { p->mutate_layout(0); }), kGate, "layout");
   refused(with_part(kGate, [](fb::Part* p) { p->mutate_reserved(1); }), kGate, "reserved");
-  refused(with_part(kGate, [](fb::Part* p) { p->mutate_dtype(4); }), kGate, "type number 4");
+  refused(with_part(kGate, [](fb::Part* p) { p->mutate_dtype(5); }), kGate, "type number 5");
+  refused(with_part(kGate, [](fb::Part* p) { p->mutate_dtype(4); }), kGate, "expected 2");
   refused(with_part("model.norm.weight", [](fb::Part* p) { p->mutate_dtype(1); }),
           "model.norm.weight", "expected F32");
   refused(with_part("model.layers.1.mlp.gate.weight", [](fb::Part* p) { p->mutate_dtype(3); }),
           "model.layers.1.mlp.gate.weight", "BF16 or F32");
-  refused(with_part("model.embed_tokens.weight", [](fb::Part* p) { p->mutate_dtype(3); }),
-          "model.embed_tokens.weight", "type number 3");
+  refused(with_part("model.embed_tokens.weight", [](fb::Part* p) { p->mutate_dtype(4); }),
+          "model.embed_tokens.weight", "type number 4");
   refused(with_part("lm_head.weight", [](fb::Part* p) { p->mutate_scale_n(16); }), "lm_head.weight",
           "expected none");
   for (const uint32_t v : {0u, 1u, 15u, UINT32_MAX}) {
