@@ -101,6 +101,13 @@ Status DiskTier::shrink(uint64_t limit, uint64_t* used) {
   return {};
 }
 
+bool DiskTier::touch(std::span<const int32_t> prefix) {
+  const std::string name = name_of(prefix);
+  if (!directory_.contains(name)) return false;
+  directory_.touch(name);
+  return true;
+}
+
 Status DiskTier::put(std::span<const int32_t> prefix, std::span<const std::byte> page) {
   assert(prefix.size() % identity_.page_tokens == 0 && page.size() == identity_.page_bytes);
   const std::string name = name_of(prefix);

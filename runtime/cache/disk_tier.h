@@ -32,6 +32,8 @@ class DiskTier {
   // were.
   static Status purge(const std::string& path, uint64_t* bytes);
 
+  // Whether the page is there; it counts as used now.
+  bool touch(std::span<const int32_t> prefix);
   // `prefix`: all tokens up to and with the page's, a multiple of page_tokens. Storing a page that
   // is there already marks it as used. One that is larger than the budget is not stored.
   Status put(std::span<const int32_t> prefix, std::span<const std::byte> page);
