@@ -275,6 +275,12 @@ typedef struct dsv3_context_options {
    * dsv3_session_fork only. */
   int32_t prefix_cache;
   int32_t reserved; /* 0 */
+  /* A directory in which prefixes outlive the process: whole pages are written when requests end and
+   * read when a request begins. NULL (default): none. It is made with mode 0700 where it is missing,
+   * may be shared by processes and models, and holds the users' text in another form:
+   * dsv3_disk_cache_purge empties it. Trouble with the disk later on is logged, never an error. */
+  const char *disk_cache_dir;
+  uint64_t disk_cache_bytes; /* its hard budget; 0 (default): 1 GiB */
 } dsv3_context_options;
 
 DSV3_API void dsv3_context_options_init(dsv3_context_options *options, uint32_t struct_size);
@@ -305,6 +311,10 @@ typedef struct dsv3_context_info {
 
 DSV3_API dsv3_status dsv3_context_get_info(const dsv3_context *context, dsv3_context_info *info,
                                            dsv3_error **error);
+
+/* Removes all prefixes from a disk cache (see dsv3_context_options.disk_cache_dir), whoever wrote
+ * them; contexts that use it go on. *bytes (may be NULL): how many bytes that were. */
+DSV3_API dsv3_status dsv3_disk_cache_purge(const char *path, uint64_t *bytes, dsv3_error **error);
 
 /* What a model and context would need, without opening or allocating either. */
 typedef struct dsv3_memory_estimate {

@@ -20,6 +20,7 @@ void add_complete(CLI::App& app, Main& main);
 void add_generate(CLI::App& app, Main& main);
 void add_bench(CLI::App& app, Main& main);
 void add_serve_bench(CLI::App& app, Main& main);
+void add_purge_cache(CLI::App& app, Main& main);
 void add_chat(CLI::App& app, Main& main);
 void add_perplexity(CLI::App& app, Main& main);
 

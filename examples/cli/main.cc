@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   cli::add_logits(app, state);
   cli::add_complete(app, state);
   cli::add_generate(app, state);
+  cli::add_purge_cache(app, state);
   cli::add_chat(app, state);
   cli::add_perplexity(app, state);
   cli::add_bench(app, state);

@@ -70,6 +70,13 @@ void ContextOptions::add_to(CLI::App& app) {
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
       ->group(kModelGroup);
+  app.add_option("--disk-cache", disk_cache,
+                 "directory in which computed prompts outlive the process (private to you)")
+      ->group(kModelGroup);
+  app.add_option("--disk-cache-mb", disk_cache_mb, "its budget in MiB; 0: 1024")
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
+      ->capture_default_str()
+      ->group(kModelGroup);
   app.add_flag("--pin", pin, "pin compute threads to CPUs")->group(kModelGroup);
   app.add_flag("-v,--verbose", verbose, "show the library's log on stderr")->group(kOutputGroup);
 }
@@ -81,6 +88,8 @@ dsv3_context_options ContextOptions::make() const {
   options.kernels = kernels.empty() ? nullptr : kernels.c_str();
   options.cache_bytes = cache_mb << 20;
   options.pin_threads = pin ? 1 : 0;
+  options.disk_cache_dir = disk_cache.empty() ? nullptr : disk_cache.c_str();
+  options.disk_cache_bytes = disk_cache_mb << 20;
   if (verbose) options.log = log_to_stderr;
   return options;
 }

@@ -22,6 +22,8 @@ struct ContextOptions {
   int32_t threads = 0;
   std::string kernels;
   uint64_t cache_mb = 0;
+  std::string disk_cache;
+  uint64_t disk_cache_mb = 0;
   bool pin = false;
   bool verbose = false;
 

@@ -24,7 +24,9 @@ constexpr dsv3_context_options kContextDefaults = {.struct_size = sizeof(dsv3_co
                                                    .log = nullptr,
                                                    .log_user = nullptr,
                                                    .prefix_cache = 1,
-                                                   .reserved = 0};
+                                                   .reserved = 0,
+                                                   .disk_cache_dir = nullptr,
+                                                   .disk_cache_bytes = 0};
 
 }  // namespace
 
@@ -46,6 +48,13 @@ Status read_context_options(const dsv3_context_options* options, EngineOptions* 
   out->prefill_chunk = o.prefill_chunk;
   out->pin_threads = o.pin_threads == 1;
   out->prefix_cache = o.prefix_cache == 1;
+  if (o.disk_cache_dir != nullptr) {
+    if (*o.disk_cache_dir == 0) {
+      return invalid("disk_cache_dir", "disk_cache_dir is \"\", expected a path or NULL");
+    }
+    out->disk_cache_dir = o.disk_cache_dir;
+  }
+  out->disk_cache_bytes = o.disk_cache_bytes;
   out->log = o.log;
   out->log_user = o.log_user;
   return out->validate();
@@ -97,6 +106,13 @@ dsv3_status dsv3_context_get_info(const dsv3_context* context, dsv3_context_info
     i.requests_waiting = e.requests_waiting;
     fill_struct(info, i);
     return {};
+  });
+}
+
+dsv3_status dsv3_disk_cache_purge(const char* path, uint64_t* bytes, dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    if (path == nullptr) return invalid("path", "path is NULL");
+    return DiskTier::purge(path, bytes);
   });
 }
 

@@ -138,9 +138,11 @@ Status DiskTier::put(std::span<const int32_t> prefix, std::span<const std::byte>
   return status;
 }
 
-Status DiskTier::get(std::span<const int32_t> prefix, std::vector<std::byte>* page, bool* found) {
+Status DiskTier::get(std::span<const int32_t> prefix, std::vector<std::byte>* page, bool* found,
+                     bool* damaged) {
   assert(prefix.size() % identity_.page_tokens == 0);
   *found = false;
+  if (damaged != nullptr) *damaged = false;
   const std::string name = name_of(prefix);
   const auto tokens = std::as_bytes(prefix);
   const size_t size = sizeof(PageHeader) + tokens.size() + identity_.page_bytes;
@@ -159,6 +161,7 @@ Status DiskTier::get(std::span<const int32_t> prefix, std::vector<std::byte>* pa
     if (good && std::memcmp(found_tokens.data(), tokens.data(), tokens.size()) != 0) return {};
   }
   if (!good) {
+    if (damaged != nullptr) *damaged = true;
     directory_.remove(name);  // the count stays too high until somebody looks through the directory
     return {};
   }

@@ -39,7 +39,9 @@ class DiskTier {
   Status put(std::span<const int32_t> prefix, std::span<const std::byte> page);
   // *found = false when there is no such page; one that is damaged is removed and not found.
   // *page [page_bytes].
-  Status get(std::span<const int32_t> prefix, std::vector<std::byte>* page, bool* found);
+  // *damaged (may be null): whether it was.
+  Status get(std::span<const int32_t> prefix, std::vector<std::byte>* page, bool* found,
+             bool* damaged = nullptr);
 
   const std::string& path() const { return directory_.path(); }
 

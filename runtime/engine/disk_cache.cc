@@ -140,13 +140,14 @@ void DiskCache::read_for(Task* task) {
     while (end < pages && end - begin < pages_at_once()) {
       const bool stop = hurry_.load(std::memory_order_relaxed) ||
                         task->stop_reason(monotonic_ns()) != FinishReason::kNone;
-      bool found = false;
+      bool found = false, damaged = false;
       if (!stop) {
         const Status status =
-            tier_->get(std::span(tokens).first((end + 1) * width), &page_, &found);
+            tier_->get(std::span(tokens).first((end + 1) * width), &page_, &found, &damaged);
         if (!status.ok()) report(status);
       }
       if (!found) {
+        if (damaged) weed(tokens, end + 1);
         more = false;
         break;
       }
@@ -155,14 +156,28 @@ void DiskCache::read_for(Task* task) {
     }
     if (end == begin) return;
     const Status status = engine_->between_steps([&](kernels::Device* device) -> Status {
-      for (size_t i = begin; i < end && more; ++i) {
-        more = engine_->adopt_page(device, task, std::span(tokens).first((i + 1) * width),
-                                   buffer_.data() + (i - begin) * size);
+      for (size_t i = begin; i < end; ++i) {
+        if (engine_->adopt_page(device, task, std::span(tokens).first((i + 1) * width),
+                                buffer_.data() + (i - begin) * size)) {
+          continue;
+        }
+        more = false;
+        break;
       }
       return {};
     });
     if (!status.ok()) return;
     begin = end;
+  }
+}
+
+// A directory with one damaged page may have lost more in the same power cut: those that follow go
+// too if they are damaged, so that they are written again.
+void DiskCache::weed(std::span<const int32_t> tokens, size_t begin) {
+  bool found = false;
+  for (size_t i = begin; i < tokens.size() / identity_.page_tokens; ++i) {
+    if (hurry_.load(std::memory_order_relaxed)) return;
+    if (!tier_->get(tokens.first((i + 1) * identity_.page_tokens), &page_, &found).ok()) return;
   }
 }
 

@@ -1,7 +1,7 @@
 // The prefix index's second home: full pages of prefixes in a directory, written when requests end,
 // read when a request begins with tokens that memory does not know. A thread of its own does the
-// input and output; the engine's thread only copies pages between its steps, some at a time, so that
-// other requests do not wait for the disk.
+// input and output; the engine's thread only copies pages between its steps, some at a time, so
+// that other requests do not wait for the disk.
 //
 // A request waits for what is read for it (it is not planned meanwhile, but can be cancelled). What
 // goes wrong with the disk is logged and costs no more than computing again.
@@ -33,13 +33,13 @@ class DiskCache {
   ~DiskCache();
 
   Status start(std::shared_ptr<Engine> engine);
-  // Finishes what waits to be written, for at most `wait_ns`, and ends the thread. `may_wait` false:
-  // at once, and the thread ends by itself. Before the engine's thread stops.
+  // Finishes what waits to be written, for at most `wait_ns`, and ends the thread. `may_wait`
+  // false: at once, and the thread ends by itself. Before the engine's thread stops.
   void stop(int64_t wait_ns, bool may_wait) noexcept;
 
   // --- Called under the engine's mutex.
-  // Reads the pages that follow what is computed of the task's session; task->restoring is set until
-  // that is done. False: it cannot.
+  // Reads the pages that follow what is computed of the task's session; task->restoring is set
+  // until that is done. False: it cannot.
   bool restore(const std::shared_ptr<Task>& task) noexcept;
   // Writes the full pages of these tokens, as far as the prefix index has them when their turn
   // comes. Of too many that wait the oldest is forgotten.
@@ -51,6 +51,7 @@ class DiskCache {
   static void thread_main(void* self);
   void loop();
   void read_for(Task* task);
+  void weed(std::span<const int32_t> tokens, size_t begin);
   void write(std::span<const int32_t> tokens);
   void report(const Status& status);
   size_t pages_at_once() const;

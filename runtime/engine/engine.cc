@@ -9,6 +9,8 @@
 namespace dsv3 {
 namespace {
 
+// What a context that is freed still takes to write prefixes to the disk cache.
+constexpr int64_t kDiskGraceNs = 1'000'000'000;
 constexpr int64_t kPageTokens = kernels::kLatentPageTokens;
 constexpr int64_t kDefaultSequences = 4;
 
@@ -75,6 +77,12 @@ Status EngineOptions::validate() const {
     return make_field_error(Code::kInvalidArgument, "prefill_chunk",
                             "prefill_chunk is %d, expected 0 (default) to 65536", prefill_chunk);
   }
+  if (!disk_cache_dir.empty() && !prefix_cache) {
+    return make_field_error(Code::kInvalidArgument, "disk_cache_dir",
+                            "disk_cache_dir is \"%s\" but prefix_cache is 0, expected 1: the disk "
+                            "keeps what the prefix cache finds",
+                            disk_cache_dir.c_str());
+  }
   return {};
 }
 
@@ -118,12 +126,21 @@ Status Engine::start() {
   plan_.parts.reserve(kMaxStepTasks);
   step_tokens_.reserve(static_cast<size_t>(rows));
   step_sequences_.reserve(kMaxStepTasks);
+  if (!options_.disk_cache_dir.empty()) {
+    const uint64_t bytes =
+        options_.disk_cache_bytes == 0 ? kDefaultDiskCacheBytes : options_.disk_cache_bytes;
+    DSV3_ASSIGN(disk_, DiskCache::open(options_.disk_cache_dir, bytes, latent_identity()));
+    DSV3_TRY(disk_->start(shared_from_this()));
+  }
   log(LogLevel::kInfo, format("kernels %s, %d threads, %lld pages of %zu bytes, allocator %s",
                               device_->name(), device_->threads(), static_cast<long long>(pages),
                               forward_->page_bytes(), host_allocator_name())
                            .c_str());
   Result<Thread> thread = Thread::start("dsv3-engine", thread_main, this);
-  if (!thread.ok()) return thread.status();
+  if (!thread.ok()) {
+    if (disk_ != nullptr) disk_->stop(0, /*may_wait=*/true);
+    return thread.status();
+  }
   // The thread looks at these when it ends, which is not before shutdown().
   const std::lock_guard lock(mutex_);
   self_ = shared_from_this();
@@ -155,6 +172,15 @@ Result<MemoryEstimate> Engine::estimate(const Model& model, const EngineOptions&
 
 void Engine::shutdown() noexcept {
   const bool may_wait = !on_engine_thread() && !CallbackScope::active();
+  if (disk_ != nullptr) {
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& task : tasks_) task->cancel();
+      wake_ = true;
+      work_.notify_all();
+    }
+    disk_->stop(kDiskGraceNs, may_wait);  // it needs the engine's thread to copy pages
+  }
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true, std::memory_order_relaxed);
@@ -251,6 +277,62 @@ Status Engine::between_steps(const std::function<Status(kernels::Device*)>& work
 Status Engine::reserve_positions(Session* session, int64_t begin, int64_t end) {
   const std::lock_guard lock(mutex_);
   return cache_->reserve(session, begin, end);
+}
+
+std::vector<int32_t> Engine::restorable(Task* task) const {
+  const std::lock_guard lock(mutex_);
+  const std::vector<int32_t>& tokens = task->session().state().tokens;
+  const auto whole = static_cast<std::ptrdiff_t>(tokens.size() / kPageTokens * kPageTokens);
+  return {tokens.begin(), tokens.begin() + whole};
+}
+
+bool Engine::adopt_page(kernels::Device* device, Task* task, std::span<const int32_t> prefix,
+                        const std::byte* bytes) {
+  const std::lock_guard lock(mutex_);
+  Session& session = task->session();
+  const Session::State& s = session.state();
+  if (s.running != task || task->stalled) return false;
+  const auto at = static_cast<int64_t>(prefix.size()) / kPageTokens - 1;
+  const int64_t whole = s.computed / kPageTokens;
+  if (whole != at) return whole > at;  // another request computed it meanwhile
+  PrefixIndex& index = cache_->prefixes();
+  const PageId parent = at == 0 ? kNoPage : s.table.page(at - 1);
+  if (at > 0 && !index.contains(parent)) return false;
+  const Result<PageId> taken = cache_->take_spare();
+  if (!taken.ok() || taken.value() == kNoPage) return false;
+  const PageId page = taken.value();
+  struct Release {  // the index and the session hold it from now on
+    PagePool& pool;
+    PageId page;
+    ~Release() { pool.release(page); }
+  } release{cache_->pool(), page};
+  device->upload(cache_->pool().data(page), bytes, cache_->pool().page_bytes());
+  if (!device->synchronize().ok()) return false;
+  index.insert(parent, PageTokens(prefix.last(kPageTokens)), page);
+  const int64_t found = cache_->attach(&session, task->reusable());
+  if (found > 0) task->found_cached(found);
+  return found > 0;
+}
+
+size_t Engine::copy_pages(kernels::Device* device, std::span<const int32_t> tokens, size_t begin,
+                          size_t count, std::byte* out) const {
+  const std::lock_guard lock(mutex_);
+  const size_t bytes = cache_->pool().page_bytes();
+  PageId page = kNoPage;
+  size_t copied = 0;
+  for (size_t at = 0; at < begin + count; ++at) {
+    page = cache_->prefixes().find(page, PageTokens(tokens.subspan(at * kPageTokens, kPageTokens)));
+    if (page == kNoPage) break;
+    if (at >= begin) device->download(out + copied++ * bytes, cache_->pool().data(page), bytes);
+  }
+  return device->synchronize().ok() ? copied : 0;
+}
+
+void Engine::restored(Task* task) {
+  const std::lock_guard lock(mutex_);
+  task->restoring = false;
+  wake_ = true;
+  work_.notify_one();
 }
 
 LatentIdentity Engine::latent_identity() const {

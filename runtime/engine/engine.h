@@ -21,6 +21,7 @@
 #include "runtime/base/os.h"
 #include "runtime/base/status.h"
 #include "runtime/cache/snapshot.h"
+#include "runtime/engine/disk_cache.h"
 #include "runtime/engine/draft.h"
 #include "runtime/engine/latent_cache.h"
 #include "runtime/engine/sampler.h"
@@ -41,13 +42,16 @@ struct EngineOptions {
   uint64_t cache_bytes = 0;   // 0: four sequences of max_position_embeddings, at most 1/4 of memory
   int32_t prefill_chunk = 0;  // 0: kDefaultPrefillChunk
   bool pin_threads = false;
-  bool prefix_cache = true;  // sessions find each other's latents of the same beginning
+  bool prefix_cache = true;       // sessions find each other's latents of the same beginning
+  std::string disk_cache_dir;     // "": prefixes are kept in memory only
+  uint64_t disk_cache_bytes = 0;  // 0: kDefaultDiskCacheBytes
   LogFn log = nullptr;
   void* log_user = nullptr;
 
   Status validate() const;
 };
 inline constexpr int32_t kDefaultPrefillChunk = 256;
+inline constexpr uint64_t kDefaultDiskCacheBytes = uint64_t{1} << 30;
 inline constexpr int32_t kMaxBatch = 16;  // rows of one call of the head; a step has room for more
 inline constexpr int32_t kMaxStepTasks = 64;  // tasks that share a step
 
@@ -107,6 +111,19 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Status between_steps(const std::function<Status(kernels::Device*)>& work);
   // Inside between_steps(): makes positions [begin, end) of a pinned session writable.
   Status reserve_positions(Session* session, int64_t begin, int64_t end);
+  // --- The disk cache's thread only.
+  // The task's tokens as far as pages of them can be found.
+  std::vector<int32_t> restorable(Task* task) const;
+  // Inside between_steps(): `page` follows what is computed of the task's session; the index and
+  // the session get it. False: there is no room for it, or nobody waits for it any more.
+  bool adopt_page(kernels::Device* device, Task* task, std::span<const int32_t> prefix,
+                  const std::byte* page);
+  // Inside between_steps(): copies up to `count` pages from page `begin` of the tokens' chain on,
+  // as far as the index has them. Returns how many that were.
+  size_t copy_pages(kernels::Device* device, std::span<const int32_t> tokens, size_t begin,
+                    size_t count, std::byte* out) const;
+  void restored(Task* task);
+
   // Whose latents this engine's pages hold.
   LatentIdentity latent_identity() const;
 
@@ -160,6 +177,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unique_ptr<kernels::Device> device_;
   std::unique_ptr<ForwardModel> forward_;
   std::unique_ptr<LatentCache> cache_;
+  std::unique_ptr<DiskCache> disk_;  // may be null
 
   mutable std::mutex mutex_;
   std::condition_variable work_;  // the engine's thread waits here

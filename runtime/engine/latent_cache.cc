@@ -84,6 +84,15 @@ void LatentCache::keep(Session* session) noexcept {
   }
 }
 
+Result<PageId> LatentCache::take_spare() {
+  for (;;) {
+    Result<PageId> page = pool_.take();
+    if (page.ok() || page.status().code() != Code::kCapacity) return page;
+    if (!index_.evict()) return kNoPage;
+    ++counters_.evictions;
+  }
+}
+
 void LatentCache::touch(Session* session) noexcept {
   Session::State& s = session->state();
   s.last_used = ++clock_;

@@ -68,6 +68,9 @@ class LatentCache {
   Status reserve(Task* task, int64_t begin, int64_t least, int64_t* end, Tasks tasks);
   // The same for a session without a task: no task gives way.
   Status reserve(Session* session, int64_t begin, int64_t end);
+  // A page with one reference, free or given up by the index; kNoPage: neither. Takes nothing from
+  // sessions.
+  Result<PageId> take_spare();
   void count_refusal() { ++counters_.refusals; }
   // The task gives up its pages and waits until there is room.
   void preempt(Task* task) noexcept;

@@ -152,11 +152,16 @@ void Engine::admit() {
     stalled->stalled = !cache_->fits(*stalled, tasks_, spare);
   }
   for (const auto& task : tasks_) {
-    if (task->stalled) continue;
+    if (task->stalled || task->restoring) continue;
     const Session::State& s = task->session().state();
     if (static_cast<int64_t>(s.tokens.size()) - s.computed < 2) continue;
     const int64_t found = cache_->attach(&task->session(), task->reusable());
     if (found > 0) task->found_cached(found);
+    if (disk_ == nullptr || std::exchange(task->disk_asked, true)) continue;
+    const auto whole = static_cast<int64_t>(s.tokens.size()) / kernels::kLatentPageTokens;
+    const bool missing =
+        whole > s.computed / kernels::kLatentPageTokens && task->reusable() > s.computed;
+    if (missing) disk_->restore(task);
   }
 }
 
@@ -333,6 +338,9 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
     task->settle(finish.status.ok());
     s.table.truncate(s.computed);
     cache_->touch(&session);
+    if (disk_ != nullptr) {
+      disk_->keep(std::span(s.tokens).first(static_cast<size_t>(s.computed)));
+    }
     session.publish();
     s.running = nullptr;
     std::erase(tasks_, task);

@@ -15,7 +15,7 @@ int64_t rows_left(const Task& task) {
 void Scheduler::collect(std::span<const std::shared_ptr<Task>> tasks) {
   order_.clear();
   for (const auto& task : tasks) {
-    if (task->stalled) continue;
+    if (task->stalled || task->restoring) continue;
     const int64_t left = rows_left(*task);
     if (left > 0 && !task->paused()) order_.push_back({&task, left});
   }

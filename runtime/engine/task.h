@@ -120,6 +120,8 @@ class Task {
   // The engine's, under its mutex.
   uint64_t order = 0;        // in which tasks came
   bool admitted = false;     // it has had pages: from now on it waits for some instead of failing
+  bool disk_asked = false;   // whether the disk cache was asked for its prefix
+  bool restoring = false;    // pages are being read for it: not planned meanwhile
   bool stalled = false;      // it gave up its pages and waits for room
   uint64_t preemptions = 0;  // how often
 

@@ -45,6 +45,8 @@ ContextHandle make_context(dsv3_model* model, const ContextConfig& config) {
   options.prefill_chunk = config.prefill_chunk;
   options.cache_bytes = config.cache_bytes;
   options.prefix_cache = config.prefix_cache;
+  options.disk_cache_dir = config.disk_cache_dir;
+  options.disk_cache_bytes = config.disk_cache_bytes;
   Error error;
   dsv3_context* context = nullptr;
   must(dsv3_context_create(model, &options, &context, error.out()), error);

@@ -56,6 +56,8 @@ struct ContextConfig {
   int32_t prefill_chunk = 0;
   uint64_t cache_bytes = 0;
   int32_t prefix_cache = 1;
+  const char* disk_cache_dir = nullptr;
+  uint64_t disk_cache_bytes = 0;
 };
 ContextHandle make_context(dsv3_model* model, const ContextConfig& config = {});
 SessionHandle make_session(dsv3_context* context);
