@@ -167,6 +167,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void fail(PlanRows* part, const Status& status);
   void end_task(std::shared_ptr<Task> task, Finish finish) noexcept;
   static bool should_stop(void* self);
+  bool should_give_way(int64_t now);
 
   const std::shared_ptr<const Model> model_;
   const EngineOptions options_;
@@ -204,6 +205,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unique_ptr<Sampler> sampler_;
   StepPlan plan_;
   const StepPlan* running_ = nullptr;
+  int64_t step_begin_ns_ = 0;
+  int32_t layers_begun_ = 0;  // of the running step
+  bool gave_way_ = false;     // the running step was abandoned for a better class
+  // The best class of a task that came since the last plan; read between layers.
+  std::atomic<int32_t> newcomer_{kNobody};
+  static constexpr int32_t kNobody = 1 << 30;
   std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
   std::unique_ptr<StepLogits> step_logits_;
@@ -225,6 +232,10 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
   session.publish();
   session.state().running = task.get();
   task->order = ++submitted_;
+  const auto priority = static_cast<int32_t>(task->priority());
+  if (priority < newcomer_.load(std::memory_order_relaxed)) {
+    newcomer_.store(priority, std::memory_order_relaxed);
+  }
   tasks_.push_back(std::move(task));
   wake_ = true;
   work_.notify_one();

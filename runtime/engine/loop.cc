@@ -15,6 +15,8 @@ namespace {
 // A cancel token cannot wake the engine (setting it is wait-free): a task that waits for its
 // consumer is looked at this often.
 constexpr int64_t kPollNs = 5'000'000;
+// A step is abandoned for a better class when it would go on for longer than this.
+constexpr int64_t kGiveWayNs = 500'000;
 
 }  // namespace
 
@@ -40,7 +42,8 @@ void Engine::loop() {
       if (stopped.count == 0 && errands_ == nullptr) {
         if (stop_.load(std::memory_order_relaxed)) return;
         admit();
-        scheduler_->plan(tasks_, &plan_);
+        newcomer_.store(kNobody, std::memory_order_relaxed);
+        scheduler_->plan(tasks_, monotonic_ns(), &plan_);
         if (plan_.parts.empty()) {
           wait_for_work(&lock);
           continue;
@@ -111,10 +114,23 @@ void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
   }
 }
 
+// A better class came while the step runs, and waiting for the step's end would cost it more than
+// the work so far is worth. The rows are computed again later.
+bool Engine::should_give_way(int64_t now) {
+  const int32_t done = layers_begun_++;
+  if (newcomer_.load(std::memory_order_relaxed) >= static_cast<int32_t>(running_->best)) {
+    return false;
+  }
+  const int64_t left = model_->config().num_hidden_layers - done;
+  gave_way_ = done == 0 || (now - step_begin_ns_) / done * left > kGiveWayNs;
+  return gave_way_;
+}
+
 bool Engine::should_stop(void* self) {
-  const auto* engine = static_cast<const Engine*>(self);
+  auto* engine = static_cast<Engine*>(self);
   if (engine->stop_.load(std::memory_order_relaxed)) return true;
   const int64_t now = monotonic_ns();
+  if (engine->should_give_way(now)) return true;
   const auto& parts = engine->running_->parts;
   return std::any_of(parts.begin(), parts.end(), [&](const PlanRows& part) {
     return part.task->stop_reason(now) != FinishReason::kNone;
@@ -239,12 +255,18 @@ void Engine::run_step(StepPlan* plan) {
   step.should_stop = should_stop;
   step.should_stop_user = this;
   running_ = plan;
+  step_begin_ns_ = monotonic_ns();
+  layers_begun_ = 0;
+  gave_way_ = false;
   // What a step of decoding rows costs decides how much may be drafted.
   const bool decoding = std::all_of(plan->parts.begin(), plan->parts.end(),
                                     [](const PlanRows& p) { return p.begin + 1 == p.draft_begin; });
   const Status status = forward_->run(step);
-  if (status.code() == Code::kCancelled)
-    return;  // the loop finds out whose; others are planned again
+  if (status.code() == Code::kCancelled) {
+    // The loop finds out whose; others are planned again.
+    if (gave_way_) scheduler_->gave_way(*plan);
+    return;
+  }
   if (status.ok()) {
     commit(plan, step);
     if (decoding) {
