@@ -262,6 +262,7 @@ void Engine::run_step(StepPlan* plan) {
   const bool decoding = std::all_of(plan->parts.begin(), plan->parts.end(),
                                     [](const PlanRows& p) { return p.begin + 1 == p.draft_begin; });
   const Status status = forward_->run(step);
+  count_step(*plan, status.code() == Code::kCancelled);
   if (status.code() == Code::kCancelled) {
     // The loop finds out whose; others are planned again.
     if (gave_way_) scheduler_->gave_way(*plan);
@@ -278,6 +279,18 @@ void Engine::run_step(StepPlan* plan) {
   } else {
     run_alone(plan);
   }
+}
+
+void Engine::count_step(const StepPlan& plan, bool abandoned) {
+  const int64_t now = monotonic_ns();
+  {
+    const std::lock_guard lock(mutex_);
+    ++statistics_.steps;
+    statistics_.steps_abandoned += abandoned ? 1 : 0;
+    statistics_.rows += step_tokens_.size();
+    statistics_.step_ns += static_cast<uint64_t>(now - step_begin_ns_);
+  }
+  if (trace_ != nullptr) trace_->step(plan, step_begin_ns_, now, abandoned);
 }
 
 // A batch failed: whose fault it is shows when each runs alone. Results do not depend on the batch.
@@ -351,6 +364,8 @@ void Engine::fail(PlanRows* part, const Status& status) {
 }
 
 void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
+  RequestStatistics own;
+  const bool accounted = task->account(&own);
   if (finish.status.ok() && finish.reason == FinishReason::kCancelled) finish.status = cancelled_;
   if (finish.status.ok() && finish.reason == FinishReason::kDeadline) finish.status = deadline_;
   {
@@ -367,6 +382,17 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
     s.running = nullptr;
     std::erase(tasks_, task);
     idle_.notify_all();
+    if (accounted) {
+      ++statistics_.requests_finished;
+      statistics_.prompt_tokens += own.prompt_tokens;
+      statistics_.cached_tokens += own.cached_tokens;
+      statistics_.generated_tokens += own.generated_tokens;
+      statistics_.drafted_tokens += own.drafted_tokens;
+      statistics_.accepted_tokens += own.accepted_tokens;
+    }
+  }
+  if (trace_ != nullptr && accounted) {
+    trace_->request(task->order, task->priority(), own, finish.reason, monotonic_ns());
   }
   task->finished(&finish);
   task.reset();  // maybe the last reference, and with it the session's: not under the mutex
