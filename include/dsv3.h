@@ -316,6 +316,50 @@ DSV3_API dsv3_status dsv3_context_get_info(const dsv3_context *context, dsv3_con
  * them; contexts that use it go on. *bytes (may be NULL): how many bytes that were. */
 DSV3_API dsv3_status dsv3_disk_cache_purge(const char *path, uint64_t *bytes, dsv3_error **error);
 
+typedef struct dsv3_context_statistics {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /* Since the context was made: */
+  uint64_t steps;             /* of the engine */
+  uint64_t steps_abandoned;   /* of these, given up midway: cancelled, or for a better priority */
+  uint64_t rows;              /* tokens computed in them, repeated and rejected ones included */
+  uint64_t step_ns;           /* time inside them */
+  uint64_t requests_finished; /* for whatever reason; the next five are their sums */
+  uint64_t prompt_tokens;
+  uint64_t cached_tokens; /* of these, found computed */
+  uint64_t generated_tokens;
+  uint64_t drafted_tokens;
+  uint64_t accepted_tokens;
+  /* Pages of the latent cache: */
+  uint64_t pages;            /* the budget */
+  uint64_t pages_used;       /* held by sessions now */
+  uint64_t pages_cached;     /* kept for sessions to come, given up when others need them */
+  uint64_t pages_high_water; /* the greatest pages_used */
+  uint64_t prefix_hits;      /* pages that were found and not computed */
+  uint64_t evictions;        /* kept pages that were given up */
+  uint64_t sessions_dropped; /* how often an idle session lost its pages */
+  uint64_t preemptions;      /* how often a running request did */
+  uint64_t refusals;         /* requests that found no room to begin */
+} dsv3_context_statistics;
+
+/* Fills *statistics up to its struct_size, which the caller sets. */
+DSV3_API dsv3_status dsv3_context_get_statistics(const dsv3_context *context,
+                                                 dsv3_context_statistics *statistics,
+                                                 dsv3_error **error);
+/* The same as one JSON object (*json: free with dsv3_string_free), with "expert_load": per layer with
+ * routed experts or without, MTP modules last, how often each expert was chosen. Waits for the step in
+ * flight. */
+DSV3_API dsv3_status dsv3_context_get_statistics_json(const dsv3_context *context, char **json,
+                                                      dsv3_error **error);
+/* Writes what the engine does from now on, steps and finished requests, as Chrome trace events: a JSON
+ * file that opens in ui.perfetto.dev. Memory stays small; after max_bytes the rest is left out. The file
+ * appears under its name when the trace is stopped, and not if the context is freed before.
+ * DSV3_E_BUSY: one is being written. */
+DSV3_API dsv3_status dsv3_context_trace_start(dsv3_context *context, const char *path,
+                                              uint64_t max_bytes, dsv3_error **error);
+/* DSV3_E_NOT_FOUND: none is being written. */
+DSV3_API dsv3_status dsv3_context_trace_stop(dsv3_context *context, dsv3_error **error);
+
 /* What a model and context would need, without opening or allocating either. */
 typedef struct dsv3_memory_estimate {
   uint32_t struct_size;
@@ -574,6 +618,8 @@ typedef struct dsv3_request_statistics {
   uint64_t decode_steps; /* steps that generated tokens; without speculation as many as tokens */
   /* What speculation saved of the decoding time, by measured step times; negative: what it cost. */
   int64_t speculation_saved_ns;
+  uint64_t pages;       /* of the latent cache, the most at once; set at the end, as is the next */
+  uint64_t preemptions; /* how often it gave them up for others and computed them again */
 } dsv3_request_statistics;
 
 typedef struct dsv3_event {

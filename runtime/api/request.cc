@@ -194,6 +194,8 @@ dsv3_request_statistics translate(const RequestStatistics& s) {
   out.total_ns = s.total_ns;
   out.decode_steps = s.decode_steps;
   out.speculation_saved_ns = s.speculation_saved_ns;
+  out.pages = s.pages;
+  out.preemptions = s.preemptions;
   return out;
 }
 

@@ -212,6 +212,48 @@ EngineInfo Engine::info() const {
   return info;
 }
 
+EngineStatistics Engine::statistics() const {
+  const std::lock_guard lock(mutex_);
+  EngineStatistics s = statistics_;
+  s.cache = cache_->counters();
+  s.pages = static_cast<uint64_t>(cache_->pool().capacity());
+  s.pages_used = static_cast<uint64_t>(cache_->in_use());
+  s.pages_cached = static_cast<uint64_t>(cache_->pool().used()) - s.pages_used;
+  s.pages_high_water = static_cast<uint64_t>(s.cache.high_water);
+  return s;
+}
+
+Result<std::vector<uint64_t>> Engine::expert_load() {
+  std::vector<uint64_t> load;
+  DSV3_TRY(between_steps([&](kernels::Device*) -> Status {
+    load = forward_->expert_load();
+    return {};
+  }));
+  return load;
+}
+
+Status Engine::start_trace(const std::string& path, uint64_t max_bytes) {
+  DSV3_TRY(check_process());
+  DSV3_ASSIGN(std::unique_ptr<Trace> made, Trace::create(path, max_bytes));
+  return between_steps([&](kernels::Device*) -> Status {
+    if (trace_ != nullptr) {
+      return Status(Code::kBusy, "a trace is being written already: stop it first", "context");
+    }
+    trace_ = std::move(made);
+    return {};
+  });
+}
+
+Status Engine::stop_trace() {
+  std::unique_ptr<Trace> done;
+  DSV3_TRY(between_steps([&](kernels::Device*) -> Status {
+    done = std::move(trace_);
+    return {};
+  }));
+  if (done == nullptr) return Status(Code::kNotFound, "no trace is being written", "context");
+  return done->finish();
+}
+
 Result<std::shared_ptr<Session>> Engine::create_session() {
   return std::make_shared<Session>(shared_from_this(), PageTable(&cache_->pool()));
 }

@@ -28,6 +28,7 @@
 #include "runtime/engine/scheduler.h"
 #include "runtime/engine/session.h"
 #include "runtime/engine/task.h"
+#include "runtime/engine/trace.h"
 #include "runtime/forward/model.h"
 #include "runtime/model/model.h"
 
@@ -64,6 +65,16 @@ struct EngineInfo {
   uint64_t sessions = 0, requests_running = 0, requests_waiting = 0;
 };
 
+// Since the context was made, but for the pages, which are of now.
+struct EngineStatistics {
+  uint64_t steps = 0, steps_abandoned = 0, rows = 0, step_ns = 0;
+  uint64_t requests_finished = 0;
+  uint64_t prompt_tokens = 0, cached_tokens = 0;  // of finished requests, as are the next three
+  uint64_t generated_tokens = 0, drafted_tokens = 0, accepted_tokens = 0;
+  uint64_t pages = 0, pages_used = 0, pages_cached = 0, pages_high_water = 0;
+  LatentCache::Counters cache;
+};
+
 struct MemoryEstimate {
   uint64_t weight_bytes = 0, cache_bytes = 0, cache_tokens = 0, scratch_bytes = 0;
   uint64_t machine_bytes = 0;
@@ -88,6 +99,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   const Model& model() const { return *model_; }
   EngineInfo info() const;
+  EngineStatistics statistics() const;
+  // How often each expert was chosen, [layers with MTP modules, n_routed_experts]. Waits for a
+  // step.
+  Result<std::vector<uint64_t>> expert_load();
+  Status start_trace(const std::string& path, uint64_t max_bytes);
+  Status stop_trace();
   Result<std::shared_ptr<Session>> create_session();
   // Ids within the vocabulary, and `length` + tokens within the longest sequence.
   Status check_tokens(std::span<const int32_t> tokens, int64_t length) const;
@@ -167,6 +184,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void fail(PlanRows* part, const Status& status);
   void end_task(std::shared_ptr<Task> task, Finish finish) noexcept;
   static bool should_stop(void* self);
+  bool should_give_way(int64_t now);
+  void count_step(const StepPlan& plan, bool abandoned);
 
   const std::shared_ptr<const Model> model_;
   const EngineOptions options_;
@@ -196,6 +215,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool detach_ = false;  // nobody will join the thread
   std::atomic<bool> stop_{false};
   uint64_t sessions_ = 0, submitted_ = 0;
+  EngineStatistics statistics_;
   std::shared_ptr<Engine> self_;  // held for the thread
   std::optional<Thread> thread_;
 
@@ -204,6 +224,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unique_ptr<Sampler> sampler_;
   StepPlan plan_;
   const StepPlan* running_ = nullptr;
+  std::unique_ptr<Trace> trace_;
+  int64_t step_begin_ns_ = 0;
+  int32_t layers_begun_ = 0;  // of the running step
+  bool gave_way_ = false;     // the running step was abandoned for a better class
+  // The best class of a task that came since the last plan; read between layers.
+  std::atomic<int32_t> newcomer_{kNobody};
+  static constexpr int32_t kNobody = 1 << 30;
   std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
   std::unique_ptr<StepLogits> step_logits_;
@@ -225,6 +252,10 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
   session.publish();
   session.state().running = task.get();
   task->order = ++submitted_;
+  const auto priority = static_cast<int32_t>(task->priority());
+  if (priority < newcomer_.load(std::memory_order_relaxed)) {
+    newcomer_.store(priority, std::memory_order_relaxed);
+  }
   tasks_.push_back(std::move(task));
   wake_ = true;
   work_.notify_one();

@@ -40,6 +40,8 @@ struct RequestStatistics {
   uint64_t decode_ns = 0;
   uint64_t first_token_ns = 0;
   uint64_t total_ns = 0;
+  uint64_t pages = 0;        // the most that were held at once
+  uint64_t preemptions = 0;  // how often the pages were given up for others
 };
 
 struct EventToken {

@@ -216,7 +216,9 @@ Status LatentCache::reserve(Task* task, int64_t begin, int64_t least, int64_t* e
       break;  // take() says what is missing
     }
   }
-  return take(&table, begin, *end);
+  DSV3_TRY(take(&table, begin, *end));
+  task->most_pages = std::max(task->most_pages, static_cast<uint64_t>(table.size()));
+  return {};
 }
 
 Task* LatentCache::first_stalled(Tasks tasks) {

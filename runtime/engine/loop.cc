@@ -15,6 +15,8 @@ namespace {
 // A cancel token cannot wake the engine (setting it is wait-free): a task that waits for its
 // consumer is looked at this often.
 constexpr int64_t kPollNs = 5'000'000;
+// A step is abandoned for a better class when it would go on for longer than this.
+constexpr int64_t kGiveWayNs = 500'000;
 
 }  // namespace
 
@@ -40,7 +42,8 @@ void Engine::loop() {
       if (stopped.count == 0 && errands_ == nullptr) {
         if (stop_.load(std::memory_order_relaxed)) return;
         admit();
-        scheduler_->plan(tasks_, &plan_);
+        newcomer_.store(kNobody, std::memory_order_relaxed);
+        scheduler_->plan(tasks_, monotonic_ns(), &plan_);
         if (plan_.parts.empty()) {
           wait_for_work(&lock);
           continue;
@@ -111,10 +114,23 @@ void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
   }
 }
 
+// A better class came while the step runs, and waiting for the step's end would cost it more than
+// the work so far is worth. The rows are computed again later.
+bool Engine::should_give_way(int64_t now) {
+  const int32_t done = layers_begun_++;
+  if (newcomer_.load(std::memory_order_relaxed) >= static_cast<int32_t>(running_->best)) {
+    return false;
+  }
+  const int64_t left = model_->config().num_hidden_layers - done;
+  gave_way_ = done == 0 || (now - step_begin_ns_) / done * left > kGiveWayNs;
+  return gave_way_;
+}
+
 bool Engine::should_stop(void* self) {
-  const auto* engine = static_cast<const Engine*>(self);
+  auto* engine = static_cast<Engine*>(self);
   if (engine->stop_.load(std::memory_order_relaxed)) return true;
   const int64_t now = monotonic_ns();
+  if (engine->should_give_way(now)) return true;
   const auto& parts = engine->running_->parts;
   return std::any_of(parts.begin(), parts.end(), [&](const PlanRows& part) {
     return part.task->stop_reason(now) != FinishReason::kNone;
@@ -239,12 +255,19 @@ void Engine::run_step(StepPlan* plan) {
   step.should_stop = should_stop;
   step.should_stop_user = this;
   running_ = plan;
+  step_begin_ns_ = monotonic_ns();
+  layers_begun_ = 0;
+  gave_way_ = false;
   // What a step of decoding rows costs decides how much may be drafted.
   const bool decoding = std::all_of(plan->parts.begin(), plan->parts.end(),
                                     [](const PlanRows& p) { return p.begin + 1 == p.draft_begin; });
   const Status status = forward_->run(step);
-  if (status.code() == Code::kCancelled)
-    return;  // the loop finds out whose; others are planned again
+  count_step(*plan, status.code() == Code::kCancelled);
+  if (status.code() == Code::kCancelled) {
+    // The loop finds out whose; others are planned again.
+    if (gave_way_) scheduler_->gave_way(*plan);
+    return;
+  }
   if (status.ok()) {
     commit(plan, step);
     if (decoding) {
@@ -256,6 +279,18 @@ void Engine::run_step(StepPlan* plan) {
   } else {
     run_alone(plan);
   }
+}
+
+void Engine::count_step(const StepPlan& plan, bool abandoned) {
+  const int64_t now = monotonic_ns();
+  {
+    const std::lock_guard lock(mutex_);
+    ++statistics_.steps;
+    statistics_.steps_abandoned += abandoned ? 1 : 0;
+    statistics_.rows += step_tokens_.size();
+    statistics_.step_ns += static_cast<uint64_t>(now - step_begin_ns_);
+  }
+  if (trace_ != nullptr) trace_->step(plan, step_begin_ns_, now, abandoned);
 }
 
 // A batch failed: whose fault it is shows when each runs alone. Results do not depend on the batch.
@@ -329,6 +364,8 @@ void Engine::fail(PlanRows* part, const Status& status) {
 }
 
 void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
+  RequestStatistics own;
+  const bool accounted = task->account(&own);
   if (finish.status.ok() && finish.reason == FinishReason::kCancelled) finish.status = cancelled_;
   if (finish.status.ok() && finish.reason == FinishReason::kDeadline) finish.status = deadline_;
   {
@@ -345,6 +382,17 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
     s.running = nullptr;
     std::erase(tasks_, task);
     idle_.notify_all();
+    if (accounted) {
+      ++statistics_.requests_finished;
+      statistics_.prompt_tokens += own.prompt_tokens;
+      statistics_.cached_tokens += own.cached_tokens;
+      statistics_.generated_tokens += own.generated_tokens;
+      statistics_.drafted_tokens += own.drafted_tokens;
+      statistics_.accepted_tokens += own.accepted_tokens;
+    }
+  }
+  if (trace_ != nullptr && accounted) {
+    trace_->request(task->order, task->priority(), own, finish.reason, monotonic_ns());
   }
   task->finished(&finish);
   task.reset();  // maybe the last reference, and with it the session's: not under the mutex

@@ -203,6 +203,13 @@ void Request::found_cached(int64_t tokens) {
   statistics_.cached_tokens += static_cast<uint64_t>(tokens);
 }
 
+bool Request::account(RequestStatistics* out) const {
+  *out = statistics();
+  out->pages = most_pages;
+  out->preemptions = preemptions;
+  return true;
+}
+
 void Request::started(int64_t now_ns) {
   if (service_ns_ != 0) return;
   service_ns_ = now_ns;
@@ -404,6 +411,8 @@ void Request::finished(Finish* finish) noexcept {
   {
     const std::lock_guard lock(statistics_mutex_);
     statistics_.total_ns = std::max<uint64_t>(1, elapsed(start_ns_, monotonic_ns()));
+    statistics_.pages = most_pages;
+    statistics_.preemptions = preemptions;
     final_.statistics = statistics_;
   }
   final_.kind = EventKind::kFinished;

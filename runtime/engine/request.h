@@ -73,6 +73,7 @@ class Request final : public Task {
   int64_t reusable() const override;
   void found_cached(int64_t tokens) override;
   void started(int64_t now_ns) override;
+  bool account(RequestStatistics* out) const override;
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;
 

@@ -32,7 +32,7 @@ void Scheduler::collect(std::span<const std::shared_ptr<Task>> tasks) {
 int32_t Scheduler::room_for(const Task& task, const StepPlan& plan) const {
   if (plan.parts.size() >= static_cast<size_t>(limits_.tasks)) return 0;
   const int32_t room = limits_.rows - plan.rows;
-  return task.priority() == best_ ? room : std::min(room, kBesideRows - beside_);
+  return task.priority() == best_ ? room : std::min(room, beside_room_);
 }
 
 void Scheduler::add(const Candidate& candidate, int64_t rows, StepPlan* out) {
@@ -45,7 +45,7 @@ void Scheduler::add(const Candidate& candidate, int64_t rows, StepPlan* out) {
   part.draft_begin = static_cast<int64_t>(s.tokens.size());
   task->last_served = clock_;
   out->rows += part.rows();
-  if (task->priority() != best_) beside_ += part.rows();
+  if (task->priority() != best_) beside_room_ -= part.rows();
   out->parts.push_back(std::move(part));
 }
 
@@ -65,15 +65,28 @@ void Scheduler::add_drafts(int32_t most_rows, StepPlan* out) {
   }
 }
 
-void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, StepPlan* out) {
+void Scheduler::gave_way(const StepPlan& plan) {
+  for (const PlanRows& part : plan.parts) {
+    if (part.task != nullptr) part.task->last_served = 1;
+  }
+}
+
+void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_ns, StepPlan* out) {
   out->clear();
   collect(tasks);
   if (order_.empty()) return;
   ++clock_;
-  best_ = (*order_[0].task)->priority();
-  beside_ = 0;
+  const Priority best = (*order_[0].task)->priority();
+  steps_ = best == best_ ? steps_ + 1 : 1;
+  best_ = out->best = best;
+  beside_room_ = steps_ % kBesideSteps == 0 ? kBesideRows : 0;
+  if (best == Priority::kInteractive) interactive_ns_ = now_ns;
+  int32_t prefill = limits_.prefill;
+  if (best != Priority::kInteractive && now_ns - interactive_ns_ < kShortNs) {
+    prefill = std::min(prefill, kShortRows);
+  }
   if ((*order_[0].task)->exclusive()) {
-    add(order_[0], std::min<int64_t>(order_[0].left, limits_.prefill), out);
+    add(order_[0], std::min<int64_t>(order_[0].left, prefill), out);
     return;
   }
   // However many decode, a prompt that waits in their class gets on.
@@ -87,8 +100,11 @@ void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, StepPlan* out
     const Task& task = **c.task;
     if (c.left == 1 && !task.exclusive() && room_for(task, *out) > 0) add(c, 1, out);
   }
-  if (!out->parts.empty()) add_drafts(prompts ? limits_.rows / 2 : limits_.rows, out);
-  int32_t prefill = limits_.prefill;
+  if (!out->parts.empty()) {
+    add_drafts(prompts ? limits_.rows / 2 : limits_.rows, out);
+    // Who decodes waits for its next token no longer than for a short chunk.
+    prefill = std::min(prefill, std::max(kShortRows, limits_.prefill / 4));
+  }
   for (const Candidate& c : order_) {
     const Task& task = **c.task;
     if (c.left == 1 || task.exclusive()) continue;

@@ -27,6 +27,7 @@ struct PlanRows {
 struct StepPlan {
   std::vector<PlanRows> parts;
   int32_t rows = 0;
+  Priority best = Priority::kInteractive;  // class of the step
   void clear() {
     parts.clear();
     rows = 0;
@@ -43,18 +44,28 @@ struct SchedulerLimits {
 
 // The order: a better class before a worse one; within a class, who was served least recently comes
 // first. A step has a row for every task that decodes, then rows of drafts, then chunks of prompts
-// as far as the budget reaches. Beside a better class, worse ones get kBesideRows rows in all:
-// on a small model they cost next to nothing there, and on a large one little of the latency.
+// as far as the budget reaches; the budget is a quarter while requests of that class decode.
+//
+// Worse classes stay out of a better one's steps but for kBesideRows rows in every kBesideSteps-th:
+// a row more costs a decoding step of tiny-coder half of its time again (eight in each step made
+// 0.42 ms between tokens 1.2), so this is what keeps them moving, not what feeds them. Their own
+// steps are short (kShortRows rows) for kShortNs after an interactive request was there, and can be
+// abandoned between layers when one comes (Engine::should_give_way).
 class Scheduler {
  public:
-  static constexpr int32_t kBesideRows = 8;
+  static constexpr int32_t kBesideRows = 2;
+  static constexpr uint64_t kBesideSteps = 4;
+  static constexpr int32_t kShortRows = 64;
+  static constexpr int64_t kShortNs = 1'000'000'000;
 
   explicit Scheduler(const SchedulerLimits& limits) : limits_(limits) {}
 
   // Room for so many tasks, so that plan() allocates nothing. Under the engine's mutex, as plan().
   void reserve(size_t tasks) { order_.reserve(tasks); }
   // Empty when no task can run.
-  void plan(std::span<const std::shared_ptr<Task>> tasks, StepPlan* out);
+  void plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_ns, StepPlan* out);
+  // The step was abandoned: those that lost their work are not at the end of the queue for it.
+  static void gave_way(const StepPlan& plan);
 
  private:
   struct Candidate {
@@ -70,7 +81,9 @@ class Scheduler {
   uint64_t clock_ = 0;
   std::vector<Candidate> order_;
   Priority best_ = Priority::kInteractive;  // class of the first candidate
-  int32_t beside_ = 0;                      // rows of worse classes in this step
+  int32_t beside_room_ = 0;                 // rows that worse classes may still have in this step
+  uint64_t steps_ = 0;                      // of this class in a row
+  int64_t interactive_ns_ = INT64_MIN / 2;  // when an interactive request was last there
 };
 
 }  // namespace dsv3

@@ -113,6 +113,8 @@ class Task {
   virtual Status commit(const StepRun& run, Finish* finish) = 0;
   // Under the engine's mutex, before the session is free for others.
   virtual void settle(bool /*success*/) noexcept {}
+  // What a request tells about itself, for the context's sums; evaluations say nothing.
+  virtual bool account(RequestStatistics* /*out*/) const { return false; }
   // Once, after settle(), without the mutex: tells the owner.
   virtual void finished(Finish* finish) noexcept = 0;
 
@@ -124,6 +126,7 @@ class Task {
   bool restoring = false;    // pages are being read for it: not planned meanwhile
   bool stalled = false;      // it gave up its pages and waits for room
   uint64_t preemptions = 0;  // how often
+  uint64_t most_pages = 0;   // it held at once
 
  private:
   const std::shared_ptr<Session> session_;

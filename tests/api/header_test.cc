@@ -28,6 +28,7 @@ TEST_CASE("structs have the same shape in C11 and C++") {
       sizeof(dsv3_context_options),
       sizeof(dsv3_context_info),
       sizeof(dsv3_memory_estimate),
+      sizeof(dsv3_context_statistics),
       sizeof(dsv3_evaluation),
       sizeof(dsv3_logit_bias),
       sizeof(dsv3_request_options),

@@ -1,7 +1,10 @@
-// Eight threads do everything to sessions of one context at random: append, truncate, fork,
-// generate, evaluate, complete, cancel, hand over to another thread, free, all under a page budget
-// that does not suffice. Whatever they do, every session is a prefix of one sequence, which
-// sampling with a fixed seed continues in one way only: a wrong latent, token or page shows.
+// Eight threads do everything to 64 sessions of one context at random: append, truncate, fork, save
+// and load, generate (of all priorities, with and without sampling), evaluate, complete, cancel,
+// hand over to another thread, free, all under a twentieth of the pages they would like. Whatever
+// they do, every session is a prefix of one of a few sequences, which a request continues in one
+// way only, and each was computed before, alone in a context without a prefix cache: a wrong
+// latent, token, log-probability or page shows. Pool, tables and prefix index are checked all the
+// while.
 //
 // Seconds: DSV3_STRESS_SECONDS (default 3). Meant to be run under TSan and ASan too.
 #include <doctest/doctest.h>
@@ -15,6 +18,7 @@
 #include <random>
 #include <thread>
 
+#include "runtime/api/handles.h"
 #include "tests/api/api_support.h"
 
 using namespace dsv3::test;  // NOLINT
@@ -23,11 +27,14 @@ namespace {
 
 constexpr size_t kLength = 300;
 constexpr int kThreads = 8;
-constexpr uint64_t kBudgetPages = 26;
+constexpr size_t kSessionsPerThread = 8;
+constexpr size_t kSequences = 16;
+constexpr uint64_t kBudgetPages = 16;  // of the 320 that 64 sessions of 300 tokens would fill
 
-dsv3_request_options sampling(uint64_t max_tokens) {
+// One sequence in two is sampled.
+dsv3_request_options sampling(size_t sequence, uint64_t max_tokens) {
   dsv3_request_options options = request_options();
-  options.temperature = 1;
+  options.temperature = sequence % 2 == 0 ? 1.0F : 0.0F;
   options.seed = 11;
   options.ignore_eos = 1;
   options.logprobs = 0;
@@ -38,18 +45,23 @@ dsv3_request_options sampling(uint64_t max_tokens) {
 class Stress {
  public:
   Stress() {
-    const ContextHandle alone = make_context(model_.get(), {.prefill_chunk = 32});
-    const SessionHandle session = make_session(alone.get());
-    append(session.get(), {100, 200, 300});
-    generate(session.get(), sampling(kLength - 3));
-    sequence_ = tokens_of(session.get());
-    logprobs_.resize(kLength - 1);
-    dsv3_evaluation e;
-    dsv3_evaluation_init(&e, sizeof e);
-    e.logprobs = logprobs_.data();
-    const SessionHandle other = make_session(alone.get());
-    if (dsv3_session_evaluate(other.get(), sequence_.data(), kLength, &e, nullptr) != DSV3_OK) {
-      throw std::runtime_error("evaluate failed");
+    const ContextHandle alone =
+        make_context(model_.get(), {.prefill_chunk = 32, .prefix_cache = 0});
+    for (size_t i = 0; i < kSequences; ++i) {
+      Sequence s;
+      const SessionHandle session = make_session(alone.get());
+      append(session.get(), {100 + static_cast<int32_t>(i), 200, 300});
+      generate(session.get(), sampling(i, kLength - 3));
+      s.tokens = tokens_of(session.get());
+      s.logprobs.resize(kLength - 1);
+      dsv3_evaluation e;
+      dsv3_evaluation_init(&e, sizeof e);
+      e.logprobs = s.logprobs.data();
+      const SessionHandle other = make_session(alone.get());
+      if (dsv3_session_evaluate(other.get(), s.tokens.data(), kLength, &e, nullptr) != DSV3_OK) {
+        throw std::runtime_error("evaluate failed");
+      }
+      sequences_.push_back(std::move(s));
     }
     dsv3_context_info info;
     info.struct_size = sizeof info;
@@ -76,7 +88,16 @@ class Stress {
     CHECK_MESSAGE(failure_.empty(), failure_);
     CHECK(generated_ > 0);
     MESSAGE("operations ", operations_.load(), ", tokens ", generated_.load(), ", capacity errors ",
-            capacity_errors_.load(), ", cancelled ", cancelled_.load());
+            capacity_errors_.load(), ", cancelled ", cancelled_.load(), ", loaded ",
+            loaded_.load());
+    dsv3_context_statistics s;
+    s.struct_size = sizeof s;
+    REQUIRE(dsv3_context_get_statistics(context_.get(), &s, nullptr) == DSV3_OK);
+    MESSAGE("steps ", s.steps, " (abandoned ", s.steps_abandoned, "), prefix hits ", s.prefix_hits,
+            ", evictions ", s.evictions, ", sessions dropped ", s.sessions_dropped,
+            ", preemptions ", s.preemptions, ", refusals ", s.refusals, ", high water ",
+            s.pages_high_water, " of ", s.pages);
+    CHECK(s.pages_high_water <= kBudgetPages);
     // Everything is given back, what the shared completion keeps aside.
     dsv3_context_info info;
     info.struct_size = sizeof info;
@@ -88,9 +109,25 @@ class Stress {
     CHECK(info.requests_running + info.requests_waiting == 0);
     CHECK(info.sessions <= 1);
     CHECK(info.pages_used <= 2);
+    check_pages();
   }
 
  private:
+  struct Sequence {
+    std::vector<int32_t> tokens;
+    std::vector<float> logprobs;  // of token i + 1 after token i
+  };
+  // A session, and the sequence that it is a prefix of.
+  struct Member {
+    SessionHandle handle;
+    size_t sequence = 0;
+    dsv3_session* get() const { return handle.get(); }
+  };
+
+  void check_pages() {
+    const dsv3::Status status = context_->engine->check_pages();
+    if (!status.ok()) throw std::runtime_error(status.message());
+  }
   void fail(const std::string& what) {
     const std::lock_guard lock(mutex_);
     if (failure_.empty()) failure_ = what;
@@ -107,19 +144,25 @@ class Stress {
     return false;
   }
 
-  void check_prefix(dsv3_session* session) {
+  void check_prefix(const Member& member) {
+    dsv3_session* session = member.get();
     const std::vector<int32_t> tokens = tokens_of(session);
+    const std::vector<int32_t>& sequence_ = sequences_[member.sequence].tokens;
     require(tokens.size() <= kLength, "a session is too long");
     require(std::equal(tokens.begin(), tokens.end(), sequence_.begin()),
             "a session left the sequence");
     require(dsv3_session_computed(session) <= tokens.size(), "computed beyond the length");
   }
 
-  void generate_some(dsv3_session* session, std::mt19937& random) {
+  void generate_some(const Member& member, std::mt19937& random) {
+    dsv3_session* session = member.get();
+    const auto& [sequence_, logprobs_] = sequences_[member.sequence];
     const uint64_t length = dsv3_session_length(session);
     if (length < 3 || length >= kLength) return;
     const uint64_t most = kLength - length;
-    dsv3_request_options options = sampling(1 + random() % std::min<uint64_t>(most, 40));
+    dsv3_request_options options =
+        sampling(member.sequence, 1 + random() % std::min<uint64_t>(most, 40));
+    options.speculation = static_cast<int32_t>(random() % 3);
     options.priority = static_cast<int32_t>(random() % 3);
     options.max_queued_events = 1 + random() % 8;
     const CancelHandle cancel = make_cancel();
@@ -160,7 +203,9 @@ class Stress {
     require(dsv3_session_length(session) == length + outcome.tokens.size(), "a length is wrong");
   }
 
-  void evaluate_some(dsv3_session* session, std::mt19937& random) {
+  void evaluate_some(const Member& member, std::mt19937& random) {
+    dsv3_session* session = member.get();
+    const auto& [sequence_, logprobs_] = sequences_[member.sequence];
     const uint64_t length = dsv3_session_length(session);
     const uint64_t count = random() % 60 + 1;
     if (length + count > kLength) return;
@@ -178,7 +223,40 @@ class Stress {
         "an evaluation's bits are wrong");
   }
 
-  void append_some(dsv3_session* session, std::mt19937& random) {
+  // Through memory.
+  void save_and_load(Member* member) {
+    std::string bytes;
+    dsv3_session_io io;
+    dsv3_session_io_init(&io, sizeof io);
+    io.user = &bytes;
+    io.write = [](void* user, const void* data, uint64_t size) -> int32_t {
+      static_cast<std::string*>(user)->append(static_cast<const char*>(data), size);
+      return 0;
+    };
+    Error error;
+    if (!accept(dsv3_session_save(member->get(), &io, error.out()), error)) return;
+    struct Reader {
+      const std::string* bytes;
+      size_t at = 0;
+    } reader{&bytes};
+    dsv3_session_io_init(&io, sizeof io);
+    io.user = &reader;
+    io.read = [](void* user, void* data, uint64_t size) -> int32_t {
+      auto* r = static_cast<Reader*>(user);
+      if (size > r->bytes->size() - r->at) return 1;
+      std::memcpy(data, r->bytes->data() + r->at, size);
+      r->at += size;
+      return 0;
+    };
+    dsv3_session* loaded = nullptr;
+    if (!accept(dsv3_session_load(context_.get(), &io, &loaded, error.out()), error)) return;
+    member->handle.reset(loaded);
+    ++loaded_;
+  }
+
+  void append_some(const Member& member, std::mt19937& random) {
+    dsv3_session* session = member.get();
+    const std::vector<int32_t>& sequence_ = sequences_[member.sequence].tokens;
     const uint64_t length = dsv3_session_length(session);
     const uint64_t wanted = random() % (kLength - 20) + 1;
     Error error;
@@ -213,25 +291,33 @@ class Stress {
 
   void worker(uint32_t seed, std::chrono::steady_clock::time_point end) {
     std::mt19937 random(seed);
-    std::vector<SessionHandle> sessions;
+    std::vector<Member> sessions;
     while (!stop_ && std::chrono::steady_clock::now() < end) {
       ++operations_;
-      if (sessions.empty()) sessions.push_back(make_session(context_.get()));
+      if (sessions.empty() || (sessions.size() < kSessionsPerThread && random() % 4 == 0)) {
+        sessions.push_back({make_session(context_.get()), random() % kSequences});
+      }
       const size_t at = random() % sessions.size();
-      dsv3_session* session = sessions[at].get();
-      switch (random() % 10) {
+      Member& session = sessions[at];
+      if (random() % 16 == 0) check_pages();
+      switch (random() % 12) {
         case 0:
         case 1:
           append_some(session, random);
           break;
         case 2: {
           Error error;
-          const uint64_t length = dsv3_session_length(session);
-          accept(dsv3_session_truncate(session, random() % (length + 1), error.out()), error);
+          const uint64_t length = dsv3_session_length(session.get());
+          accept(dsv3_session_truncate(session.get(), random() % (length + 1), error.out()), error);
           break;
         }
         case 3:
-          if (sessions.size() < 4) sessions.push_back(fork_session(session));
+          if (sessions.size() < kSessionsPerThread) {
+            sessions.push_back({fork_session(session.get()), session.sequence});
+          }
+          continue;
+        case 8:
+          save_and_load(&session);
           break;
         case 4:
           evaluate_some(session, random);
@@ -262,13 +348,13 @@ class Stress {
 
   const ModelHandle model_ = open_model();
   ContextHandle context_;
-  std::vector<int32_t> sequence_;
-  std::vector<float> logprobs_;
+  std::vector<Sequence> sequences_;
   std::mutex mutex_;
-  std::vector<SessionHandle> handed_over_;
+  std::vector<Member> handed_over_;
   std::string failure_, completed_;
   std::atomic<bool> stop_{false};
-  std::atomic<uint64_t> operations_{0}, generated_{0}, capacity_errors_{0}, cancelled_{0};
+  std::atomic<uint64_t> operations_{0}, generated_{0}, capacity_errors_{0}, cancelled_{0},
+      loaded_{0};
 };
 
 }  // namespace
@@ -289,7 +375,7 @@ TEST_CASE("contexts come and go while others work") {
         ContextHandle context = make_context(model.get());
         const SessionHandle session = make_session(context.get());
         append(session.get(), {100, 200, 300});
-        const RequestHandle request = start(session.get(), sampling(200));
+        const RequestHandle request = start(session.get(), sampling(0, 200));
         dsv3_event event;
         event.struct_size = sizeof event;
         (void)dsv3_request_next(request.get(), 5, &event, nullptr);

@@ -1,0 +1,104 @@
+// What a context has done, for people and programs that watch it.
+#include <memory>
+#include <string>
+
+#include "runtime/api/handles.h"
+#include "runtime/base/json.h"
+
+using namespace dsv3;       // NOLINT: the C boundary translates between the two
+using namespace dsv3::api;  // NOLINT
+
+namespace {
+
+// Name and value of each counter: the one list that the struct and the JSON text share.
+template <class Fn>
+void for_each_counter(const EngineStatistics& s, dsv3_context_statistics* out, Fn fn) {
+  const auto put = [&](const char* name, uint64_t* field, uint64_t value) {
+    *field = value;
+    fn(name, value);
+  };
+  put("steps", &out->steps, s.steps);
+  put("steps_abandoned", &out->steps_abandoned, s.steps_abandoned);
+  put("rows", &out->rows, s.rows);
+  put("step_ns", &out->step_ns, s.step_ns);
+  put("requests_finished", &out->requests_finished, s.requests_finished);
+  put("prompt_tokens", &out->prompt_tokens, s.prompt_tokens);
+  put("cached_tokens", &out->cached_tokens, s.cached_tokens);
+  put("generated_tokens", &out->generated_tokens, s.generated_tokens);
+  put("drafted_tokens", &out->drafted_tokens, s.drafted_tokens);
+  put("accepted_tokens", &out->accepted_tokens, s.accepted_tokens);
+  put("pages", &out->pages, s.pages);
+  put("pages_used", &out->pages_used, s.pages_used);
+  put("pages_cached", &out->pages_cached, s.pages_cached);
+  put("pages_high_water", &out->pages_high_water, s.pages_high_water);
+  put("prefix_hits", &out->prefix_hits, s.cache.prefix_hits);
+  put("evictions", &out->evictions, s.cache.evictions);
+  put("sessions_dropped", &out->sessions_dropped, s.cache.dropped);
+  put("preemptions", &out->preemptions, s.cache.preemptions);
+  put("refusals", &out->refusals, s.cache.refusals);
+}
+
+std::string statistics_json(const EngineStatistics& s, const std::vector<uint64_t>& load,
+                            int64_t experts) {
+  Json json = Json::object();
+  dsv3_context_statistics unused = {};
+  for_each_counter(s, &unused, [&](const char* name, uint64_t value) { json[name] = value; });
+  Json layers = Json::array();
+  for (size_t at = 0; experts > 0 && at < load.size(); at += static_cast<size_t>(experts)) {
+    const auto row = load.begin() + static_cast<std::ptrdiff_t>(at);
+    layers.push_back(std::vector<uint64_t>(row, row + experts));
+  }
+  json["expert_load"] = std::move(layers);
+  return json.dump();
+}
+
+}  // namespace
+
+extern "C" {
+
+dsv3_status dsv3_context_get_statistics(const dsv3_context* context,
+                                        dsv3_context_statistics* statistics, dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    DSV3_TRY(check_out_struct(statistics, "dsv3_context_statistics"));
+    DSV3_TRY(context->engine->check_process());
+    dsv3_context_statistics out = {};
+    for_each_counter(context->engine->statistics(), &out, [](const char*, uint64_t) {});
+    fill_struct(statistics, out);
+    return {};
+  });
+}
+
+dsv3_status dsv3_context_get_statistics_json(const dsv3_context* context, char** json,
+                                             dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    DSV3_TRY(check_out(json, "json"));
+    DSV3_ASSIGN(const std::vector<uint64_t> load, context->engine->expert_load());
+    const std::string text = statistics_json(context->engine->statistics(), load,
+                                             context->engine->model().config().n_routed_experts);
+    auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
+    if (copy == nullptr) throw std::bad_alloc();
+    std::memcpy(copy, text.c_str(), text.size() + 1);
+    *json = copy;
+    return {};
+  });
+}
+
+dsv3_status dsv3_context_trace_start(dsv3_context* context, const char* path, uint64_t max_bytes,
+                                     dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    if (path == nullptr) return invalid("path", "path is NULL");
+    return context->engine->start_trace(path, max_bytes);
+  });
+}
+
+dsv3_status dsv3_context_trace_stop(dsv3_context* context, dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    return context->engine->stop_trace();
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,87 @@
+#include "runtime/engine/trace.h"
+
+#include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
+#include <memory>
+#include <utility>
+
+namespace dsv3 {
+namespace {
+
+constexpr size_t kBufferBytes = 64 << 10;
+constexpr size_t kMaxEventBytes = 512;
+constexpr uint64_t kEndBytes = 128;  // for what closes the file
+const char* const kClasses[] = {"interactive", "background", "idle"};
+
+}  // namespace
+
+Trace::Trace(AtomicFile file, uint64_t max_bytes)
+    : file_(std::move(file)), max_bytes_(max_bytes), start_ns_(monotonic_ns()) {
+  buffer_.reserve(kBufferBytes + kMaxEventBytes);
+  buffer_ =
+      "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"
+      "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"args\":{\"name\":\"dsv3\"}},\n"
+      "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":1,\"args\":{\"name\":\"steps\"}}";
+}
+
+Result<std::unique_ptr<Trace>> Trace::create(const std::string& path, uint64_t max_bytes) {
+  DSV3_ASSIGN(AtomicFile file, AtomicFile::create(path, 0600));
+  return std::unique_ptr<Trace>(new Trace(std::move(file), max_bytes));
+}
+
+void Trace::flush() noexcept {
+  if (buffer_.empty() || !status_.ok()) return;
+  status_ = file_.write_at(written_, buffer_.data(), buffer_.size());
+  written_ += buffer_.size();
+  buffer_.clear();
+}
+
+void Trace::add(const char* fmt, ...) noexcept {
+  char event[kMaxEventBytes];
+  va_list args;
+  va_start(args, fmt);
+  const int size = std::vsnprintf(event, sizeof event, fmt, args);
+  va_end(args);
+  const auto bytes = static_cast<size_t>(size);
+  if (size < 0 || bytes >= sizeof event ||
+      written_ + buffer_.size() + bytes + 2 + kEndBytes > max_bytes_) {
+    ++left_out_;
+    return;
+  }
+  buffer_ += ",\n";
+  buffer_.append(event, bytes);
+  if (buffer_.size() > kBufferBytes - kMaxEventBytes) flush();
+}
+
+void Trace::step(const StepPlan& plan, int64_t begin_ns, int64_t end_ns, bool abandoned) noexcept {
+  add("{\"name\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":1,\"ts\":%.3f,\"dur\":%.3f,"
+      "\"args\":{\"rows\":%d,\"tasks\":%zu,\"class\":\"%s\"}}",
+      abandoned ? "abandoned step" : "step", micros(begin_ns),
+      static_cast<double>(end_ns - begin_ns) / 1e3, plan.rows, plan.parts.size(),
+      kClasses[static_cast<size_t>(plan.best)]);
+}
+
+void Trace::request(uint64_t order, Priority priority, const RequestStatistics& s,
+                    FinishReason reason, int64_t end_ns) noexcept {
+  const int64_t begin_ns = end_ns - static_cast<int64_t>(s.total_ns);
+  add("{\"name\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":%" PRIu64
+      ",\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"request\":%" PRIu64 ",\"prompt\":%" PRIu64
+      ",\"cached\":%" PRIu64 ",\"generated\":%" PRIu64 ",\"drafted\":%" PRIu64
+      ",\"accepted\":%" PRIu64 ",\"preemptions\":%" PRIu64
+      ",\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"reason\":%d}}",
+      kClasses[static_cast<size_t>(priority)], 2 + order, micros(begin_ns),
+      static_cast<double>(s.total_ns) / 1e3, order, s.prompt_tokens, s.cached_tokens,
+      s.generated_tokens, s.drafted_tokens, s.accepted_tokens, s.preemptions,
+      static_cast<double>(s.queue_ns) / 1e6, static_cast<double>(s.first_token_ns) / 1e6,
+      static_cast<int>(reason));
+}
+
+Status Trace::finish() {
+  buffer_ += "\n],\"otherData\":{\"left_out\":" + std::to_string(left_out_) + "}}\n";
+  flush();
+  DSV3_TRY(status_);
+  return file_.commit();
+}
+
+}  // namespace dsv3

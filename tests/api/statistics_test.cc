@@ -1,0 +1,106 @@
+// What a context tells about itself: counters, the same as JSON, a trace.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/api/request_support.h"
+
+using namespace dsv3::test;            // NOLINT
+using namespace dsv3::test::requests;  // NOLINT
+
+namespace {
+
+dsv3_context_statistics statistics_of(dsv3_context* context) {
+  dsv3_context_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_context_get_statistics(context, &s, nullptr) == DSV3_OK);
+  return s;
+}
+
+nlohmann::json json_of(dsv3_context* context) {
+  char* text = nullptr;
+  REQUIRE(dsv3_context_get_statistics_json(context, &text, nullptr) == DSV3_OK);
+  const nlohmann::json json = nlohmann::json::parse(text);
+  dsv3_string_free(text);
+  return json;
+}
+
+dsv3_request_options plain(uint64_t max_tokens) {
+  dsv3_request_options options = request_options();
+  options.max_tokens = max_tokens;
+  options.ignore_eos = 1;
+  options.speculation = DSV3_SPECULATION_OFF;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("a context's counters are the sums of what its requests report") {
+  const ContextHandle context = make_context(shared().model.get(), {.prefill_chunk = 64});
+  const dsv3_context_statistics none = statistics_of(context.get());
+  CHECK(none.steps == 0);
+  CHECK(none.pages > 0);
+  const SessionHandle one = session_with(200, context.get()),
+                      two = session_with(200, context.get());
+  const Outcome a = generate(one.get(), plain(30)), b = generate(two.get(), plain(10));
+  CHECK(a.statistics.pages == 4);  // 229 computed tokens
+  CHECK(a.statistics.preemptions == 0);
+  const dsv3_context_statistics s = statistics_of(context.get());
+  CHECK(s.requests_finished == 2);
+  CHECK(s.prompt_tokens == 400);
+  CHECK(s.generated_tokens == 40);
+  CHECK(s.cached_tokens == a.statistics.cached_tokens + b.statistics.cached_tokens);
+  CHECK(b.statistics.cached_tokens == 192);
+  CHECK(s.prefix_hits == 3);
+  CHECK(s.steps == 4 + 29 + 1 + 9);
+  CHECK(s.rows == 200 + 29 + 8 + 9);
+  CHECK(s.steps_abandoned == 0);
+  CHECK(s.step_ns > 0);
+  CHECK(s.pages_used == 5);  // three are shared
+  CHECK(s.pages_high_water == 5);
+  CHECK(s.pages_cached == 0);
+
+  const nlohmann::json json = json_of(context.get());
+  CHECK(json["rows"] == s.rows);
+  CHECK(json["refusals"] == 0);
+  const auto& load = json["expert_load"];
+  REQUIRE(load.size() == 7);  // six layers and an MTP module
+  for (size_t layer = 0; layer < load.size(); ++layer) {
+    REQUIRE(load[layer].size() == 16);
+    uint64_t sum = 0;
+    for (const auto& n : load[layer]) sum += n.get<uint64_t>();
+    // The first layer is dense; every row chooses four experts in the others.
+    CHECK(sum == (layer == 0 || layer == 6 ? 0 : 4 * s.rows));
+  }
+}
+
+TEST_CASE("a trace holds the steps and the requests") {
+  const ContextHandle context = make_context(shared().model.get());
+  const std::string path = scratch_folder().file("trace.json");
+  Error error;
+  CHECK(dsv3_context_trace_stop(context.get(), error.out()) == DSV3_E_NOT_FOUND);
+  for (const uint64_t max_bytes : {uint64_t{1} << 20, uint64_t{2000}}) {
+    REQUIRE(dsv3_context_trace_start(context.get(), path.c_str(), max_bytes, error.out()) ==
+            DSV3_OK);
+    CHECK(dsv3_context_trace_start(context.get(), path.c_str(), 1000, error.out()) == DSV3_E_BUSY);
+    const dsv3_context_statistics before = statistics_of(context.get());
+    const SessionHandle session = session_with(100, context.get());
+    generate(session.get(), plain(20));
+    REQUIRE(dsv3_context_trace_stop(context.get(), error.out()) == DSV3_OK);
+    const uint64_t steps = statistics_of(context.get()).steps - before.steps;
+    const std::string text = read_bytes(path);
+    CHECK(text.size() <= max_bytes);
+    const nlohmann::json trace = nlohmann::json::parse(text);
+    uint64_t seen = 0, requests = 0;
+    for (const auto& event : trace["traceEvents"]) {
+      seen += event["name"] == "step" ? 1 : 0;
+      requests += event["name"] == "interactive" ? 1 : 0;
+    }
+    const uint64_t left_out = trace["otherData"]["left_out"];
+    CHECK(seen + requests + left_out == steps + 1);
+    CHECK((left_out == 0) == (max_bytes > 2000));
+  }
+  CHECK(dsv3_context_trace_start(context.get(), "/nonexistent/trace", 1000, error.out()) ==
+        DSV3_E_NOT_FOUND);
+}

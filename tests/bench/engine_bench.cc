@@ -1,0 +1,271 @@
+// What the engine promises about many sessions, over dsv3.h alone: decoding side by side, a shared
+// prefix, interactive requests beside a saturating background job, cancel in the middle of prefill.
+//
+//   engine_bench MODEL.dsv3 [threads] [seconds per line]
+//
+// Prompts are pseudo-random tokens; every line prints what it compares in the same run.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "include/dsv3.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+template <class T, void (*kFree)(T*)>
+struct Freer {
+  void operator()(T* p) const { kFree(p); }
+};
+using Model = std::unique_ptr<dsv3_model, Freer<dsv3_model, dsv3_model_free>>;
+using Context = std::unique_ptr<dsv3_context, Freer<dsv3_context, dsv3_context_free>>;
+using Session = std::unique_ptr<dsv3_session, Freer<dsv3_session, dsv3_session_free>>;
+using Request = std::unique_ptr<dsv3_request, Freer<dsv3_request, dsv3_request_free>>;
+
+void must(dsv3_status status, dsv3_error* error) {
+  if (status == DSV3_OK) return;
+  std::fprintf(stderr, "%s: %s\n", dsv3_status_name(status), dsv3_error_message(error));
+  std::exit(1);
+}
+
+struct Bench {
+  Model model;
+  int32_t threads = 0;
+  double seconds = 3;
+  uint64_t longest = 0;
+  int32_t vocab = 0;
+
+  Context context(int32_t prefix_cache = 1) const {
+    dsv3_context_options options;
+    dsv3_context_options_init(&options, sizeof options);
+    options.threads = threads;
+    options.prefix_cache = prefix_cache;
+    dsv3_error* error = nullptr;
+    dsv3_context* out = nullptr;
+    must(dsv3_context_create(model.get(), &options, &out, &error), error);
+    return Context(out);
+  }
+  std::vector<int32_t> prompt(size_t count, uint32_t seed) const {
+    std::vector<int32_t> tokens(count);
+    for (int32_t& t : tokens) {
+      seed = seed * 1664525u + 1013904223u;
+      t = 16 + static_cast<int32_t>((seed >> 8) % static_cast<uint32_t>(vocab - 16));
+    }
+    return tokens;
+  }
+  static Session session(dsv3_context* context, const std::vector<int32_t>& tokens) {
+    dsv3_error* error = nullptr;
+    dsv3_session* out = nullptr;
+    must(dsv3_session_create(context, &out, &error), error);
+    Session session(out);
+    must(dsv3_session_append_tokens(out, tokens.data(), tokens.size(), 0, nullptr, nullptr, &error),
+         error);
+    return session;
+  }
+  static dsv3_request_options options(uint64_t max_tokens) {
+    dsv3_request_options o;
+    dsv3_request_options_init(&o, sizeof o);
+    o.max_tokens = max_tokens;
+    o.ignore_eos = 1;
+    o.max_queued_events = 4096;
+    return o;
+  }
+  static Request start(dsv3_session* session, const dsv3_request_options& options) {
+    dsv3_error* error = nullptr;
+    dsv3_request* out = nullptr;
+    must(dsv3_request_start(session, &options, &out, &error), error);
+    return Request(out);
+  }
+};
+
+// Reads events to the end.
+dsv3_request_statistics finish(dsv3_request* request) {
+  dsv3_event event;
+  do {
+    event.struct_size = sizeof event;
+    dsv3_error* error = nullptr;
+    must(dsv3_request_next(request, DSV3_WAIT_FOREVER, &event, &error), error);
+  } while (event.kind != DSV3_EVENT_FINISHED);
+  if (event.finish_reason == DSV3_FINISH_ERROR) {
+    std::fprintf(stderr, "a request failed: %s\n", event.error_message);
+    std::exit(1);
+  }
+  return *event.statistics;
+}
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[std::min(values.size() - 1, static_cast<size_t>(q * values.size()))];
+}
+
+// Tokens per second of `count` sessions that decode at once.
+double decode(const Bench& b, int count, bool plain) {
+  const Context context = b.context(0);
+  const uint64_t tokens = std::min<uint64_t>(400, b.longest / 2);
+  double best = 0;
+  const auto end = Clock::now() + std::chrono::duration<double>(b.seconds);
+  while (Clock::now() < end || best == 0) {
+    std::vector<Session> sessions;
+    std::vector<Request> requests;
+    dsv3_request_options o = Bench::options(0);
+    for (int i = 0; i < count; ++i) {
+      sessions.push_back(Bench::session(context.get(), b.prompt(32, static_cast<uint32_t>(i))));
+      finish(Bench::start(sessions.back().get(), o).get());
+    }
+    o.max_tokens = tokens;
+    o.max_queued_events = 1024;
+    if (plain) o.speculation = DSV3_SPECULATION_OFF;
+    const auto begin = Clock::now();
+    for (const Session& s : sessions) requests.push_back(Bench::start(s.get(), o));
+    for (const Request& r : requests) finish(r.get());
+    best = std::max(best, static_cast<double>(tokens) * count / seconds_since(begin));
+  }
+  return best;
+}
+
+void decode_line(const Bench& b) {
+  const double one = decode(b, 1, true);
+  for (const int count : {2, 4, 8, 16, 32}) {
+    const double many = decode(b, count, true);
+    std::printf("decode        %2d sessions %8.0f tokens/s, 1 session %8.0f: %.2fx\n", count, many,
+                one, many / one);
+  }
+}
+
+void prefix_line(const Bench& b) {
+  const uint64_t length = std::min<uint64_t>(1900, b.longest - 100);
+  std::vector<double> cold, warm;
+  for (uint32_t i = 0; i < 8; ++i) {
+    const Context context = b.context();
+    const std::vector<int32_t> prompt = b.prompt(length, 77 + i);
+    for (const bool again : {false, true}) {
+      const Session session = Bench::session(context.get(), prompt);
+      const dsv3_request_statistics s =
+          finish(Bench::start(session.get(), Bench::options(1)).get());
+      (again ? warm : cold).push_back(static_cast<double>(s.first_token_ns) / 1e6);
+    }
+  }
+  std::printf("shared prefix %llu tokens: first token after %.2f ms, cold %.2f ms: %.1f %%\n",
+              static_cast<unsigned long long>(length), quantile(warm, 0.5), quantile(cold, 0.5),
+              100 * quantile(warm, 0.5) / quantile(cold, 0.5));
+}
+
+// First-token times of interactive requests that add a few tokens to a cached prefix.
+std::vector<double> interactive(const Bench& b, dsv3_context* context,
+                                std::vector<double>* between) {
+  const uint64_t length = std::min<uint64_t>(1024, b.longest / 2);
+  std::vector<int32_t> prompt = b.prompt(length, 5);
+  std::vector<double> times;
+  const auto end = Clock::now() + std::chrono::duration<double>(b.seconds);
+  for (int32_t i = 0; Clock::now() < end; ++i) {
+    prompt.resize(length);
+    for (int32_t k = 0; k < 8; ++k) prompt.push_back(16 + (i * 8 + k) % (b.vocab - 16));
+    const Session session = Bench::session(context, prompt);
+    const dsv3_request_statistics s = finish(Bench::start(session.get(), Bench::options(8)).get());
+    if (i > 0) times.push_back(static_cast<double>(s.first_token_ns) / 1e6);
+    if (i > 0) between->push_back(static_cast<double>(s.decode_ns) / 7e6);
+    std::this_thread::sleep_for(std::chrono::milliseconds(3 + i % 5));
+  }
+  return times;
+}
+
+void background_line(const Bench& b, int32_t priority, uint64_t generated) {
+  const Context context = b.context();
+  std::vector<double> idle_between, busy_between;
+  const std::vector<double> idle = interactive(b, context.get(), &idle_between);
+  std::atomic<bool> stop{false};
+  std::atomic<uint64_t> computed{0};
+  std::vector<std::thread> jobs;
+  for (uint32_t j = 0; j < 2; ++j) {
+    jobs.emplace_back([&, j] {
+      dsv3_request_options o = Bench::options(generated);
+      o.priority = priority;
+      for (uint32_t i = 0; !stop; ++i) {
+        const uint64_t length = std::min<uint64_t>(1500, b.longest - generated - 1);
+        const Session session = Bench::session(context.get(), b.prompt(length, 1000 + 2 * i + j));
+        finish(Bench::start(session.get(), o).get());
+        computed += length + generated;
+      }
+    });
+  }
+  const auto begin = Clock::now();
+  const std::vector<double> busy = interactive(b, context.get(), &busy_between);
+  const double rate = static_cast<double>(computed) / seconds_since(begin);
+  stop = true;
+  for (std::thread& t : jobs) t.join();
+  std::printf(
+      "interactive   p50 %.2f p95 %.2f p99 %.2f ms to the first token beside %s (%.0f tokens/s), "
+      "idle p50 %.2f p95 %.2f: p95 %.2fx; between tokens %.2f ms, idle %.2f (%zu requests)\n",
+      quantile(busy, 0.5), quantile(busy, 0.95), quantile(busy, 0.99),
+      generated > 100 ? "background decoding" : "background prefill", rate, quantile(idle, 0.5),
+      quantile(idle, 0.95), quantile(busy, 0.95) / quantile(idle, 0.95),
+      quantile(busy_between, 0.5), quantile(idle_between, 0.5), busy.size());
+}
+
+void cancel_line(const Bench& b) {
+  const Context context = b.context(0);
+  const uint64_t length = std::min<uint64_t>(1900, b.longest - 100);
+  std::vector<double> times;
+  const auto end = Clock::now() + std::chrono::duration<double>(b.seconds);
+  for (uint32_t i = 0; Clock::now() < end || times.empty(); ++i) {
+    const Session session = Bench::session(context.get(), b.prompt(length, i));
+    const Request request = Bench::start(session.get(), Bench::options(4));
+    std::this_thread::sleep_for(std::chrono::microseconds(2000 + 700 * (i % 40)));
+    const auto begin = Clock::now();
+    dsv3_request_cancel(request.get());
+    finish(request.get());
+    const uint64_t computed = dsv3_session_computed(session.get());
+    if (computed > 0 && computed < length) times.push_back(1e3 * seconds_since(begin));
+  }
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  must(dsv3_context_get_info(context.get(), &info, nullptr), nullptr);
+  std::printf(
+      "cancel        in a %llu-token prefill: p50 %.3f p99 %.3f ms (%zu times), pages left %llu\n",
+      static_cast<unsigned long long>(length), quantile(times, 0.5), quantile(times, 0.99),
+      times.size(), static_cast<unsigned long long>(info.pages_used));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s MODEL.dsv3 [threads] [seconds] [line]\n", argv[0]);
+    return 2;
+  }
+  Bench b;
+  dsv3_error* error = nullptr;
+  dsv3_model* model = nullptr;
+  must(dsv3_model_open(argv[1], nullptr, &model, &error), error);
+  b.model.reset(model);
+  if (argc > 2) b.threads = std::atoi(argv[2]);
+  if (argc > 3) b.seconds = std::atof(argv[3]);
+  const std::string line = argc > 4 ? argv[4] : "all";
+  dsv3_model_info info;
+  info.struct_size = sizeof info;
+  must(dsv3_model_get_info(model, &info, &error), error);
+  b.longest = static_cast<uint64_t>(info.max_position_embeddings);
+  b.vocab = info.vocab_size;
+  const auto wanted = [&](const char* name) { return line == "all" || line == name; };
+  if (wanted("decode")) decode_line(b);
+  if (wanted("prefix")) prefix_line(b);
+  if (wanted("interactive")) {
+    background_line(b, DSV3_PRIORITY_BACKGROUND, 1);
+    background_line(b, DSV3_PRIORITY_BACKGROUND, 400);
+  }
+  if (wanted("cancel")) cancel_line(b);
+  return 0;
+}
