@@ -104,6 +104,8 @@ Status read_speculation(const dsv3_request_options& o, RequestOptions* out) {
   SpeculationOptions& s = out->speculation;
   s.mode = static_cast<SpeculationMode>(o.speculation);
   s.lookup = (drafters & DSV3_DRAFT_LOOKUP) != 0;
+  s.mtp = (drafters & DSV3_DRAFT_MTP) != 0;
+  s.require_mtp = (o.drafters & DSV3_DRAFT_MTP) != 0;
   s.max_draft = o.max_draft_tokens;
   if (o.reference_token_count > INT32_MAX) {
     return invalid("reference_token_count",

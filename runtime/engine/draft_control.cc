@@ -22,7 +22,7 @@ constexpr double kPriors[kDraftSources][kConfidenceClasses] = {
     {0, 0, 0, 0, 0, 0},
     {0.5, 0.7, 0.9, 0.95, 0.97, 0.98},  // reference: tokens that agreed
     {0.2, 0.2, 0.4, 0.6, 0.75, 0.9},    // lookup: the match's length
-    {0.7, 0.7, 0.7, 0.7, 0.7, 0.7},     // MTP: one class
+    {0.3, 0.5, 0.65, 0.8, 0.9, 0.7},    // MTP: by its own probability; all
 };
 
 }  // namespace
@@ -128,7 +128,7 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
   const StepCosts& costs = shared.costs;
   const double plain = costs.of(others + 1);
   if (plain <= 0 || source == DraftSource::kNone) return best;
-  const double chance = (began_ ? rates_ : shared.rates).chance(source, confidence);
+  const double chance = this->chance(shared, source, confidence);
   const double credit = shared.credit_ns < 0 ? kFirstSteps * plain : shared.credit_ns;
   double right = 0, all = 1;  // expected right tokens; chance that all so far are
   int32_t length = 0;

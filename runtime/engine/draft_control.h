@@ -56,6 +56,8 @@ class DraftRates {
 struct DraftExperience {
   StepCosts costs;
   DraftRates rates;
+  // What drafting to depth 1, 2, 3 with the MTP module costs one request; 0: not measured yet.
+  std::array<double, 3> mtp_ns = {};
   double credit_ns = -1;  // see DraftControl; below zero: no step was measured yet
 };
 
@@ -87,6 +89,11 @@ class DraftControl {
   // A step committed `tokens` tokens after verifying `drafted` ones, beside `others` rows.
   void record_step(DraftExperience* shared, int32_t drafted, int32_t tokens, int64_t others,
                    double draft_ns);
+
+  // The chance that a token of such a draft is right, by what is known.
+  double chance(const DraftExperience& shared, DraftSource source, int64_t confidence) const {
+    return (began_ ? rates_ : shared.rates).chance(source, confidence);
+  }
 
   // Nanoseconds that speculation saved; negative when it cost.
   double saved_ns() const { return saved_ns_; }

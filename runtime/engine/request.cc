@@ -57,6 +57,11 @@ Status RequestOptions::validate(const Model& model) const {
                               static_cast<long long>(vocab - 1));
     }
   }
+  if (speculation.require_mtp && model.config().num_nextn_predict_layers == 0) {
+    return make_field_error(Code::kUnsupported, "drafters",
+                            "drafters names DSV3_DRAFT_MTP and %s has no MTP module",
+                            model.path().c_str());
+  }
   if (!reference_text.empty() && !model.has_tokenizer()) {
     return make_field_error(Code::kUnsupported, "reference_text",
                             "%s has no tokenizer: reference_text cannot be used",
@@ -96,7 +101,8 @@ Request::Request(const std::shared_ptr<Session>& s, RequestOptions options, int6
       max_length_(s->engine()->model().config().max_position_embeddings),
       start_ns_(start_ns),
       speculator_(options_.speculation,
-                  std::min(max_length_, static_cast<int64_t>(s->length() + options_.max_tokens))),
+                  std::min(max_length_, static_cast<int64_t>(s->length() + options_.max_tokens)),
+                  s->engine()->model().config().num_nextn_predict_layers > 0),
       queue_(options_.max_queued_events) {
   const Model& model = s->engine()->model();
   if (!options_.ignore_eos) {

@@ -13,6 +13,7 @@
 #include "runtime/engine/draft_control.h"
 #include "runtime/engine/events.h"
 #include "runtime/engine/logits.h"
+#include "runtime/engine/mtp_drafter.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/session.h"
 #include "runtime/forward/model.h"
@@ -111,6 +112,12 @@ class Task {
   // if the session has its token at its position afterwards. Sets *finish to end the task; an error
   // ends it too.
   virtual Status commit(const StepRun& run, Finish* finish) = 0;
+  // After commit(): how deep the MTP module should draft for the next step; 0: not.
+  virtual int32_t mtp_depth() const { return 0; }
+  virtual MtpState* mtp_state() { return nullptr; }
+  // What it drafted, in `ns`; the step had `others` rows of other tasks.
+  virtual void mtp_drafted(const DraftExperience& /*experience*/, const MtpGuesses& /*guesses*/,
+                           double /*ns*/, int64_t /*others*/) {}
   // Under the engine's mutex, before the session is free for others.
   virtual void settle(bool /*success*/) noexcept {}
   // What a request tells about itself, for the context's sums; evaluations say nothing.
