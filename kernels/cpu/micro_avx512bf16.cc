@@ -508,32 +508,38 @@ void panel(const PanelArgs& a) {
   }
 }
 
-// 16 keys of 16 dims: eight vectors of eight key pairs (four values each) are transposed to eight
-// vectors of eight dim pairs.
+// 16 keys of 16 dims: eight rows (dim pairs) of eight key pairs (four values each) are transposed
+// to eight rows of eight dim pairs. Loads put the 16-byte pieces in place, which leaves one
+// unpacking for the shuffle units: transposing whole vectors by shuffles alone takes them twice as
+// long.
+inline __m512i gather_pieces(const uint8_t* page, int32_t pairs) {
+  // Rows 0, 2, 4 and 6 from `page` on; those beyond `pairs` are zero.
+  constexpr int64_t kTwoRows = int64_t{2} * kPageKeys * 4;
+  const auto piece = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(page + i * kTwoRows));
+  };
+  __m512i v = _mm512_zextsi128_si512(pairs > 0 ? piece(0) : _mm_setzero_si128());
+  if (pairs > 2) v = _mm512_mask_broadcast_i32x4(v, 0x00f0, piece(1));
+  if (pairs > 4) v = _mm512_mask_broadcast_i32x4(v, 0x0f00, piece(2));
+  if (pairs > 6) v = _mm512_mask_broadcast_i32x4(v, 0xf000, piece(3));
+  return v;
+}
+
 inline void transpose_values(const uint8_t* page, int32_t pairs, __mmask16 keys, uint8_t* out) {
   const __m512i swap = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100);
-  __m512i v[8];
-  __m512i u[8];
-  for (int i = 0; i < 8; ++i) {
-    v[i] = i < pairs ? _mm512_maskz_loadu_epi32(keys, page + i * kPageKeys * 4)
-                     : _mm512_setzero_si512();
-    v[i] = _mm512_shuffle_epi8(v[i], swap);  // the middle two of four values trade places
+  for (int i = 0; i < 4; ++i) {  // key pairs 2i and 2i + 1
+    __m512i even = gather_pieces(page + 16 * i, pairs);
+    __m512i odd = gather_pieces(page + 16 * i + kPageKeys * 4, pairs - 1);
+    if (keys != 0xffff) {  // of one row's four keys
+      const auto mask = static_cast<__mmask16>(((keys >> (4 * i)) & 0xf) * 0x1111);
+      even = _mm512_maskz_mov_epi32(mask, even);
+      odd = _mm512_maskz_mov_epi32(mask, odd);
+    }
+    even = _mm512_shuffle_epi8(even, swap);  // the middle two of four values trade places
+    odd = _mm512_shuffle_epi8(odd, swap);
+    _mm512_storeu_si512(out + int64_t{2} * i * 256, _mm512_unpacklo_epi64(even, odd));
+    _mm512_storeu_si512(out + (int64_t{2} * i + 1) * 256, _mm512_unpackhi_epi64(even, odd));
   }
-  for (int i = 0; i < 8; i += 2) {  // lanes of two groups: rows (0, 1) of even and of odd columns
-    u[i] = _mm512_unpacklo_epi64(v[i], v[i + 1]);
-    u[i + 1] = _mm512_unpackhi_epi64(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 2; ++i) {  // u[i + 2j]: rows (2j, 2j+1), column 2 lane + i
-    const __m512i a = _mm512_shuffle_i64x2(u[i], u[i + 2], 0x88);  // lanes 0, 2 of both
-    const __m512i b = _mm512_shuffle_i64x2(u[i], u[i + 2], 0xdd);  // lanes 1, 3
-    const __m512i c = _mm512_shuffle_i64x2(u[i + 4], u[i + 6], 0x88);
-    const __m512i d = _mm512_shuffle_i64x2(u[i + 4], u[i + 6], 0xdd);
-    v[i] = _mm512_shuffle_i64x2(a, c, 0x88);      // column i
-    v[i + 4] = _mm512_shuffle_i64x2(a, c, 0xdd);  // column 4 + i
-    v[i + 2] = _mm512_shuffle_i64x2(b, d, 0x88);  // column 2 + i
-    v[i + 6] = _mm512_shuffle_i64x2(b, d, 0xdd);  // column 6 + i
-  }
-  for (int i = 0; i < 8; ++i) _mm512_storeu_si512(out + i * 256, v[i]);
 }
 
 void values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
