@@ -100,10 +100,13 @@ Status read_speculation(const dsv3_request_options& o, RequestOptions* out) {
         "drafters");
   }
   DSV3_TRY(check_reserved(o, "dsv3_request_options"));
-  const uint32_t drafters = o.drafters == 0 ? kAll : o.drafters;
+  constexpr uint32_t kDefault = DSV3_DRAFT_LOOKUP | DSV3_DRAFT_REFERENCE;
+  const uint32_t drafters = o.drafters == 0 ? kDefault : o.drafters;
   SpeculationOptions& s = out->speculation;
   s.mode = static_cast<SpeculationMode>(o.speculation);
   s.lookup = (drafters & DSV3_DRAFT_LOOKUP) != 0;
+  s.mtp = (drafters & DSV3_DRAFT_MTP) != 0;
+  s.require_mtp = (o.drafters & DSV3_DRAFT_MTP) != 0;
   s.max_draft = o.max_draft_tokens;
   if (o.reference_token_count > INT32_MAX) {
     return invalid("reference_token_count",

@@ -123,6 +123,11 @@ Status Engine::start() {
   });
   sampler_ = std::make_unique<Sampler>(config.vocab_size);
   step_logits_ = std::make_unique<StepLogits>(forward_.get(), config.vocab_size, rows);
+  if (config.num_nextn_predict_layers > 0) {
+    mtp_drafter_ = std::make_unique<MtpDrafter>(forward_.get(), kMaxStepTasks);
+    mtp_shares_.reserve(kMaxStepTasks);
+    mtp_guesses_.resize(kMaxStepTasks);
+  }
   plan_.parts.reserve(kMaxStepTasks);
   step_tokens_.reserve(static_cast<size_t>(rows));
   step_sequences_.reserve(kMaxStepTasks);

@@ -161,6 +161,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Status reserve_part(PlanRows* part);
   void gather_rows(StepPlan* plan);
   void commit(StepPlan* plan, const Step& step);
+  void draft_mtp(const StepPlan& plan);
   void run_alone(StepPlan* plan);
   int64_t computed_after(const PlanRows& part) const;
   void set_computed(const PlanRows& part);
@@ -208,6 +209,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<kernels::SequenceRows> step_sequences_;
   std::unique_ptr<StepLogits> step_logits_;
   DraftExperience draft_experience_;
+  std::unique_ptr<MtpDrafter> mtp_drafter_;  // null without a module
+  std::vector<MtpShare> mtp_shares_;
+  std::vector<MtpGuesses> mtp_guesses_;  // [kMaxStepTasks]
 };
 
 template <class Prepare>

@@ -251,6 +251,11 @@ void Engine::run_step(StepPlan* plan) {
       draft_experience_.costs.record(static_cast<int64_t>(step.tokens.size()),
                                      monotonic_ns() - now);
     }
+    try {
+      if (mtp_drafter_ != nullptr) draft_mtp(*plan);
+    } catch (...) {
+      // No memory for a draft: the next step goes without.
+    }
   } else if (plan->parts.size() == 1) {
     fail(&plan->parts[0], status);
   } else {
@@ -317,6 +322,54 @@ void Engine::commit(StepPlan* plan, const Step& step) {
     } else if (finish.reason != FinishReason::kNone) {
       end_task(std::move(part.task), std::move(finish));
     }
+  }
+}
+
+// Drafts for the next step where tasks asked the MTP module for one. What fails here costs a draft
+// and nothing else.
+void Engine::draft_mtp(const StepPlan& plan) {
+  const int64_t begin = monotonic_ns();
+  mtp_shares_.clear();
+  int32_t deepest = 0;
+  for (const PlanRows& part : plan.parts) {
+    if (part.task == nullptr) continue;
+    const int32_t depth = part.task->mtp_depth();
+    if (depth == 0) continue;
+    const std::lock_guard lock(mutex_);
+    Session::State& s = part.task->session().state();
+    const auto length = static_cast<int64_t>(s.tokens.size());
+    if (s.computed + 1 != length || !s.table.make_writable(length - 1, length - 1 + depth).ok()) {
+      continue;
+    }
+    MtpShare share;
+    share.tokens = s.tokens.data();
+    share.pages = s.table.data();
+    share.begin = part.begin;
+    share.length = length;
+    share.row_begin = part.row_begin;
+    share.depth = depth;
+    share.state = part.task->mtp_state();
+    share.out = &mtp_guesses_[mtp_shares_.size()];
+    mtp_shares_.push_back(share);
+    deepest = std::max(deepest, depth);
+  }
+  if (mtp_shares_.empty()) return;
+  const bool ok = mtp_drafter_->run(&mtp_shares_).ok();
+  const double ns =
+      static_cast<double>(monotonic_ns() - begin) / static_cast<double>(mtp_shares_.size());
+  if (ok) {
+    double& known = draft_experience_.mtp_ns[static_cast<size_t>(deepest - 1)];
+    // The first call is slower than all others: what becomes faster counts at once.
+    known = known == 0 ? ns : known + (std::min(ns, 2 * known) - known) / (ns < known ? 3 : 16);
+  }
+  size_t next = 0;
+  for (const PlanRows& part : plan.parts) {
+    if (next == mtp_shares_.size()) break;
+    if (part.task == nullptr || part.task->mtp_state() != mtp_shares_[next].state) continue;
+    MtpGuesses& guesses = mtp_guesses_[next++];
+    if (!ok) guesses.count = 0;
+    const auto others = static_cast<int64_t>(plan.parts.size()) - 1;
+    part.task->mtp_drafted(draft_experience_, guesses, ns, others);
   }
 }
 

@@ -57,6 +57,11 @@ Status RequestOptions::validate(const Model& model) const {
                               static_cast<long long>(vocab - 1));
     }
   }
+  if (speculation.require_mtp && model.config().num_nextn_predict_layers == 0) {
+    return make_field_error(Code::kUnsupported, "drafters",
+                            "drafters names DSV3_DRAFT_MTP and %s has no MTP module",
+                            model.path().c_str());
+  }
   if (!reference_text.empty() && !model.has_tokenizer()) {
     return make_field_error(Code::kUnsupported, "reference_text",
                             "%s has no tokenizer: reference_text cannot be used",
@@ -96,7 +101,8 @@ Request::Request(const std::shared_ptr<Session>& s, RequestOptions options, int6
       max_length_(s->engine()->model().config().max_position_embeddings),
       start_ns_(start_ns),
       speculator_(options_.speculation,
-                  std::min(max_length_, static_cast<int64_t>(s->length() + options_.max_tokens))),
+                  std::min(max_length_, static_cast<int64_t>(s->length() + options_.max_tokens)),
+                  s->engine()->model().config().num_nextn_predict_layers > 0),
       queue_(options_.max_queued_events) {
   const Model& model = s->engine()->model();
   if (!options_.ignore_eos) {
@@ -285,13 +291,13 @@ void Request::speculate(const StepRun& run, int64_t fresh) {
   const int64_t drafted = run.end - run.draft_begin;
   if (run.begin + 1 == run.draft_begin) {  // a step of decoding, not the prompt's last
     speculator_.learn(run.experience, tokens, static_cast<int32_t>(fresh),
-                      static_cast<int32_t>(drafted), run.other_rows());
+                      static_cast<int32_t>(drafted), run.others());
   }
   const auto length = static_cast<int64_t>(tokens.size());
   const auto left = static_cast<int64_t>(options_.max_tokens - statistics_.generated_tokens);
   // No token without a place for its event; the one after the draft's comes with it.
   const auto room = options_.collect ? left : static_cast<int64_t>(queue_.room());
-  speculator_.propose(*run.experience, tokens, run.other_rows(),
+  speculator_.propose(*run.experience, tokens, run.others(),
                       std::min({left - 1, room - 1, max_length_ - length - 1}));
   const std::lock_guard lock(statistics_mutex_);
   ++statistics_.decode_steps;

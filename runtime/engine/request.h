@@ -72,6 +72,12 @@ class Request final : public Task {
   std::span<const int32_t> draft() const override { return speculator_.draft(); }
   int64_t reusable() const override;
   void found_cached(int64_t tokens) override;
+  int32_t mtp_depth() const override { return speculator_.mtp_depth(); }
+  MtpState* mtp_state() override { return speculator_.mtp_state(); }
+  void mtp_drafted(const DraftExperience& experience, const MtpGuesses& guesses, double ns,
+                   int64_t others) override {
+    speculator_.mtp_drafted(experience, guesses, ns, others);
+  }
   void started(int64_t now_ns) override;
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;

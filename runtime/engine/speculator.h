@@ -14,6 +14,7 @@
 #include "runtime/engine/draft_control.h"
 #include "runtime/engine/draft_lookup.h"
 #include "runtime/engine/draft_reference.h"
+#include "runtime/engine/mtp_drafter.h"
 
 namespace dsv3 {
 
@@ -27,41 +28,55 @@ enum class SpeculationMode : int32_t {
 struct SpeculationOptions {
   SpeculationMode mode = SpeculationMode::kAuto;
   bool lookup = true;              // drafts from the session's own text
+  bool mtp = true;                 // drafts from the model's MTP module, if it has one
+  bool require_mtp = false;        // a model without one is refused
   int32_t max_draft = 0;           // tokens of one draft; 0: kMaxDraft
   std::vector<int32_t> reference;  // what the answer mostly copies; empty: nothing
 };
 
 class Speculator {
  public:
-  // expected: tokens of the session at the answer's end, about.
-  Speculator(const SpeculationOptions& options, int64_t expected);
+  // expected: tokens of the session at the answer's end, about; has_mtp: the model has a module.
+  Speculator(const SpeculationOptions& options, int64_t expected, bool has_mtp);
   // Tokens of the session before the answer.
   void begin(size_t prompt) { prompt_ = prompt; }
 
   // A step committed the last `fresh` of `tokens` (the whole session) after verifying `drafted`
-  // rows of the draft, beside `others` rows of other tasks.
+  // rows of the draft, beside `others` other tasks.
   void learn(DraftExperience* shared, std::span<const int32_t> tokens, int32_t fresh,
              int32_t drafted, int64_t others);
-  // Makes the draft for the next step, of at most `room` tokens.
+  // Makes the draft for the next step, of at most `room` tokens, or asks for one by mtp_depth().
   void propose(const DraftExperience& shared, std::span<const int32_t> tokens, int64_t others,
                int64_t room);
   std::span<const int32_t> draft() const { return draft_; }
-  void clear() { draft_ = {}; }
+  // How deep the MTP module should draft; then mtp_drafted() gives what it did, in `ns`. Until then
+  // (and if it fails) there is another drafter's draft, or none.
+  int32_t mtp_depth() const { return mtp_depth_; }
+  MtpState* mtp_state() { return &mtp_state_; }
+  void mtp_drafted(const DraftExperience& shared, const MtpGuesses& guesses, double ns,
+                   int64_t others);
 
   // Nanoseconds that it saved, by measured step times; negative: that it cost.
   double saved_ns() const { return control_.saved_ns(); }
 
  private:
+  void propose_mtp(const DraftExperience& shared, int64_t others, int32_t most, double best);
   void learn_from(DraftExperience* shared, const Draft& draft, std::span<const int32_t> fresh);
 
   const SpeculationMode mode_;
   const int32_t max_draft_;
+  const bool mtp_;
   size_t prompt_ = 0;
   std::optional<PromptLookup> lookup_;
   std::optional<ReferenceText> reference_;
   DraftControl control_;
   Draft lookup_draft_, reference_draft_;  // proposed last, verified or not
-  std::span<const int32_t> draft_;        // the part of one of them that is to be verified
+  Draft mtp_draft_;
+  std::array<float, kMaxMtpDepth> mtp_probabilities_ = {};
+  MtpState mtp_state_;
+  int32_t mtp_depth_ = 0;
+  double draft_ns_ = 0;             // what the draft that is to be verified cost
+  std::span<const int32_t> draft_;  // the part of one of them that is to be verified
 };
 
 }  // namespace dsv3

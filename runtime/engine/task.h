@@ -13,6 +13,7 @@
 #include "runtime/engine/draft_control.h"
 #include "runtime/engine/events.h"
 #include "runtime/engine/logits.h"
+#include "runtime/engine/mtp_drafter.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/session.h"
 #include "runtime/forward/model.h"
@@ -42,8 +43,8 @@ struct StepRun {
   int64_t logits_begin = 0;  // position of the first row whose logits may be asked for
   int32_t head_begin = 0;    // that row's index in `head`
 
-  // Rows of the step that are not this task's.
-  int64_t other_rows() const { return static_cast<int64_t>(step->tokens.size()) - (end - begin); }
+  // Tasks that share the step.
+  int64_t others() const { return static_cast<int64_t>(step->sequences.size()) - 1; }
   // The token that the row at `position` stood for.
   int32_t token(int64_t position) const {
     return step->tokens[static_cast<size_t>(row_begin + (position - begin))];
@@ -111,6 +112,12 @@ class Task {
   // if the session has its token at its position afterwards. Sets *finish to end the task; an error
   // ends it too.
   virtual Status commit(const StepRun& run, Finish* finish) = 0;
+  // After commit(): how deep the MTP module should draft for the next step; 0: not.
+  virtual int32_t mtp_depth() const { return 0; }
+  virtual MtpState* mtp_state() { return nullptr; }
+  // What it drafted, in `ns`; `others` tasks shared the step.
+  virtual void mtp_drafted(const DraftExperience& /*experience*/, const MtpGuesses& /*guesses*/,
+                           double /*ns*/, int64_t /*others*/) {}
   // Under the engine's mutex, before the session is free for others.
   virtual void settle(bool /*success*/) noexcept {}
   // Once, after settle(), without the mutex: tells the owner.

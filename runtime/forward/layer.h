@@ -26,9 +26,9 @@ struct LayerContext {
 };
 
 // mla.cc: a->x += W_o attention(rms_norm(a->x)); appends the rows' latents to the layer's part of
-// the pages. first_key is 1 for MTP modules.
+// the pages. first_keys [sequences]: the first position each of them attends to; empty: 0 for all.
 void mla_block(const LayerContext& c, const BoundLayer& layer, size_t page_offset,
-               int64_t first_key);
+               std::span<const int64_t> first_keys);
 
 // moe.cc: a->x += feed-forward(rms_norm(a->x)), dense or routed. `load`, if given, counts how often
 // each expert was chosen.

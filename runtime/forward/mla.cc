@@ -6,7 +6,7 @@
 namespace dsv3 {
 
 void mla_block(const LayerContext& c, const BoundLayer& layer, size_t page_offset,
-               int64_t first_key) {
+               std::span<const int64_t> first_keys) {
   kernels::Device& device = *c.device;
   Activations& a = *c.a;
   const auto hidden = static_cast<int32_t>(c.config->hidden_size);
@@ -52,15 +52,20 @@ void mla_block(const LayerContext& c, const BoundLayer& layer, size_t page_offse
   // q, latents of all positions up to each row's -> attended [rows, heads, v_head_dim]
   kernels::MlaAttentionArgs attention;
   attention.shape = c.shape;
-  attention.sequences = c.sequences;
   attention.page_offset = page_offset;
-  attention.first_key = first_key;
   attention.softmax_scale = c.softmax_scale;
   attention.q = a.q.at();
   attention.w_uk = layer.w_uk;
   attention.w_uv = layer.w_uv;
   attention.out = a.attended.at();
-  device.mla_attention(attention);
+  // One call for neighbours that begin at the same key; in the main layers that is all of them.
+  const auto key_of = [&](size_t i) { return first_keys.empty() ? 0 : first_keys[i]; };
+  for (size_t i = 0, end = 0; i < c.sequences.size(); i = end) {
+    for (end = i + 1; end < c.sequences.size() && key_of(end) == key_of(i);) ++end;
+    attention.sequences = c.sequences.subspan(i, end - i);
+    attention.first_key = key_of(i);
+    device.mla_attention(attention);
+  }
 
   // x += W_o attended
   const kernels::LinearArgs out[] = {

@@ -97,7 +97,7 @@ Status ForwardModel::run(const Step& step) {
                         static_cast<long long>(config.num_hidden_layers));
     }
     const BoundLayer& layer = m.weights.layers[static_cast<size_t>(i)];
-    mla_block(context, layer, m.page_offset(i), /*first_key=*/0);
+    mla_block(context, layer, m.page_offset(i), /*first_keys=*/{});
     ffn_block(context, layer, m.load_of(i));
   }
 

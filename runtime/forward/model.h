@@ -38,7 +38,8 @@ struct MtpStep {
   bool chained = false;
   // The hidden state before its norm (the final one; for chained rows shared_head.norm), not after.
   bool before_norm = false;
-  int64_t first_key = 1;  // slots before it are not attended to: they were never filled
+  // [sequences] the first slot each of them has filled: slots before it are not attended to.
+  std::span<const int64_t> first_keys;
 };
 
 class ForwardModel {

@@ -30,7 +30,8 @@ struct ForwardModel::Impl {
   Status compute_logits(const DeviceFloats& hidden, std::span<const int32_t> rows);
   // MTP module 0 over rows whose hidden states stand in a.previous [rows, hidden].
   Status mtp_module(std::span<const int32_t> tokens,
-                    std::span<const kernels::SequenceRows> sequences, int64_t first_key);
+                    std::span<const kernels::SequenceRows> sequences,
+                    std::span<const int64_t> first_keys);
 
   std::shared_ptr<const Model> model;
   kernels::Device* device;

@@ -21,7 +21,7 @@ Dev<std::byte> as_bytes(Dev<float> p) {
 
 Status ForwardModel::Impl::mtp_module(std::span<const int32_t> tokens,
                                       std::span<const kernels::SequenceRows> sequences,
-                                      int64_t first_key) {
+                                      std::span<const int64_t> first_keys) {
   const BoundMtp& module = weights.mtp[0];
   const auto rows = static_cast<int32_t>(tokens.size());
   const auto hidden = static_cast<int32_t>(config().hidden_size);
@@ -39,7 +39,7 @@ Status ForwardModel::Impl::mtp_module(std::span<const int32_t> tokens,
 
   upload_rope(rows, sequences);
   const LayerContext context = layer_context(rows, sequences);
-  mla_block(context, module.layer, page_offset(config().num_hidden_layers), first_key);
+  mla_block(context, module.layer, page_offset(config().num_hidden_layers), first_keys);
   ffn_block(context, module.layer, load_of(config().num_hidden_layers));
 
   device->rms_norm(a.x.at(), hidden, module.head_norm, eps, rows, hidden, a.mtp_hidden.at(),
@@ -76,7 +76,8 @@ Status ForwardModel::run_mtp(const Step& step, const float* previous_hidden) {
     m.device->copy(as_bytes(m.a.previous.at(filled * width)), as_bytes(m.a.hidden.at()),
                    from_run * row_bytes);
   }
-  return m.mtp_module(tokens, std::span(&sequence, 1), /*first_key=*/1);
+  constexpr int64_t kFirstKeys[] = {1};
+  return m.mtp_module(tokens, std::span(&sequence, 1), kFirstKeys);
 }
 
 Status ForwardModel::run_mtp(const MtpStep& step) {
@@ -88,7 +89,7 @@ Status ForwardModel::run_mtp(const MtpStep& step) {
   const DeviceFloats& after = step.chained ? m.a.mtp_hidden : m.a.hidden;
   const DeviceFloats& source = step.before_norm ? m.a.x : after;
   m.device->gather_rows(source.at(), hidden, step.hidden_rows, hidden, m.a.previous.at(), hidden);
-  return m.mtp_module(step.tokens, step.sequences, step.first_key);
+  return m.mtp_module(step.tokens, step.sequences, step.first_keys);
 }
 
 Status ForwardModel::mtp_guess(std::span<const int32_t> rows, Guess* out) {
