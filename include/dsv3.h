@@ -556,7 +556,7 @@ typedef struct dsv3_request_options {
   dsv3_notify_fn notify;
   void *notify_user;
   int32_t speculation;      /* DSV3_SPECULATION_..., default AUTO */
-  uint32_t drafters;        /* DSV3_DRAFT_... flags; 0 (default): all that there are */
+  uint32_t drafters;        /* DSV3_DRAFT_... flags; 0 (default): LOOKUP and REFERENCE */
   int32_t max_draft_tokens; /* of one draft, at most 64; 0 (default): no other limit */
   int32_t reserved;         /* 0 */
   /* What the answer mostly copies, for DSV3_DRAFT_REFERENCE: tokens or text, not both; read while

@@ -143,7 +143,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->group(kSpeculationGroup);
   app.add_option("--draft", drafters,
                  "who guesses: lookup (repetitions in the text), reference, mtp (the model's "
-                 "module); default: all that there are")
+                 "module); default: lookup and reference")
       ->check(CLI::IsMember({"lookup", "reference", "mtp"}))
       ->delimiter(',')
       ->allow_extra_args(false)

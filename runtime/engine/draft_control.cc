@@ -44,7 +44,7 @@ void StepCosts::record(int64_t rows, int64_t ns) {
   const double known = of(rows);
   auto time = static_cast<double>(ns);
   // A step that was interrupted by somebody else's work says little about its width.
-  if (known > 0) time = std::clamp(time, known / 2, known * 2);
+  if (known > 0) time = std::min(time, known * 2);
   const auto own = static_cast<size_t>(bucket(rows));
   if (known > 0) {
     // The machine became slower, or the contexts longer: for steps of all widths.
@@ -129,13 +129,16 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
   const double plain = costs.of(others + 1);
   if (plain <= 0 || source == DraftSource::kNone) return best;
   const double chance = this->chance(shared, source, confidence);
-  const double credit = shared.credit_ns < 0 ? kFirstSteps * plain : shared.credit_ns;
+  const double credit = shared.began ? shared.credit_ns : kFirstSteps * plain;
   double right = 0, all = 1;  // expected right tokens; chance that all so far are
   int32_t length = 0;
+  const double tasks = static_cast<double>(others) + 1;
   const auto consider = [&] {
     const double wide = costs.of(others + 1 + length) + draft_ns;
-    if (wide - plain > credit) return;
-    const double speedup = (1 + right) * plain / wide;
+    // The loss if the first token is wrong, as likely as that is.
+    if ((wide - plain) * (1 - chance) > credit) return;
+    // The step makes a token for every task; more for this one is no more than that.
+    const double speedup = (1 + right / tasks) * plain / wide;
     if (speedup > best.speedup) best = {length, speedup};
   };
   for (const int32_t wanted : kLengths) {
@@ -149,7 +152,7 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
     consider();
   }
   const int32_t probe = std::min(kProbeLength, available);
-  if (best.length == 0 && probe > 0 && idle_steps_ >= probe_after_ && chance > kHopeless &&
+  if (best.length == 0 && probe > 0 && idle_steps_ >= shared.probe_after && chance > kHopeless &&
       costs.of(others + 1 + probe) + draft_ns - plain <= credit) {
     best.length = probe;
   }
@@ -170,20 +173,22 @@ void DraftControl::record_step(DraftExperience* shared, int32_t drafted, int32_t
   const double plain = shared->costs.of(others + 1);
   if (plain <= 0) return;
   double& credit = shared->credit_ns;
-  if (credit < 0) credit = kFirstSteps * plain;
+  if (!shared->began) credit = kFirstSteps * plain;
+  shared->began = true;
   // The time of a step is everybody's in it.
-  credit += kAllowance * plain / static_cast<double>(others + 1);
+  const double tasks = static_cast<double>(others) + 1;
+  credit += kAllowance * plain / tasks;
   if (drafted > 0 || draft_ns > 0) {
     const double wide = shared->costs.of(others + 1 + drafted) + draft_ns;
-    const double saved = tokens * plain - wide;
+    const double saved = (1 + (tokens - 1) / tasks) * plain - wide;
     saved_ns_ += saved;
     credit += saved;
     idle_steps_ = 0;
-    probe_after_ = saved > 0 ? kFirstProbe : std::min(2 * probe_after_, kLastProbe);
+    shared->probe_after = saved > 0 ? kFirstProbe : std::min(2 * shared->probe_after, kLastProbe);
   } else {
     ++idle_steps_;
   }
-  credit = std::clamp(credit, 0.0, kMostSteps * plain);
+  credit = std::clamp(credit, -kMostDebt * plain, kMostSteps * plain);
 }
 
 }  // namespace dsv3

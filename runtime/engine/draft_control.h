@@ -58,17 +58,22 @@ struct DraftExperience {
   DraftRates rates;
   // What drafting to depth 1, 2, 3 with the MTP module costs one request; 0: not measured yet.
   std::array<double, 3> mtp_ns = {};
-  double credit_ns = -1;  // see DraftControl; below zero: no step was measured yet
+  double credit_ns = 0;  // see DraftControl
+  bool began = false;    // a step was measured
+  // Steps without a draft after which one is tried that promises nothing; grows with each failure.
+  int32_t probe_after = 8;
 };
 
 // The drafts of one request, on an account that all requests of a context share and that keeps
 // speculation from costing more than it brings: a draft is verified only while what its failure
-// would cost is covered by what speculation has saved so far, plus kAllowance of the decoding time.
+// would cost, times the chance of that, is covered by what speculation has saved so far, plus
+// kAllowance of the decoding time.
 class DraftControl {
  public:
   static constexpr double kAllowance = 0.01;
   static constexpr double kFirstSteps = 2;  // plain steps of credit to begin with
   static constexpr double kMostSteps = 32;  // of credit that is kept
+  static constexpr double kMostDebt = 2;    // steps that speculation can be behind
   // Where no length promises anything, short drafts are verified now and then all the same, first
   // after so many steps, then more and more seldom: rates and costs may have changed.
   static constexpr int32_t kFirstProbe = 8, kLastProbe = 256;
@@ -77,8 +82,8 @@ class DraftControl {
     int32_t length = 0;  // tokens of the draft to verify; 0: none
     double speedup = 1;  // expected, over decoding without it
   };
-  // How much of a draft of `available` tokens to verify in a step with `others` rows of other
-  // requests beside. draft_ns: what making the draft costs (0: it is there already).
+  // How much of a draft of `available` tokens to verify in a step that `others` other requests
+  // share. draft_ns: what making the draft costs (0: it is there already).
   Plan plan(const DraftExperience& shared, DraftSource source, int64_t confidence,
             int32_t available, int64_t others, double draft_ns) const;
 
@@ -86,7 +91,7 @@ class DraftControl {
   // token shows by itself.
   void record_draft(DraftExperience* shared, DraftSource source, int64_t confidence, int32_t right,
                     bool wrong);
-  // A step committed `tokens` tokens after verifying `drafted` ones, beside `others` rows.
+  // A step committed `tokens` tokens after verifying `drafted` ones, beside `others` requests.
   void record_step(DraftExperience* shared, int32_t drafted, int32_t tokens, int64_t others,
                    double draft_ns);
 
@@ -105,8 +110,7 @@ class DraftControl {
   DraftRates rates_;
   bool began_ = false;  // rates_ hold what the context has seen
   double saved_ns_ = 0;
-  int32_t idle_steps_ = 0;             // since a draft was verified
-  int32_t probe_after_ = kFirstProbe;  // steps
+  int32_t idle_steps_ = 0;  // since a draft was verified
 };
 
 }  // namespace dsv3

@@ -403,7 +403,7 @@ void Engine::draft_mtp(const StepPlan& plan) {
     if (part.task == nullptr || part.task->mtp_state() != mtp_shares_[next].state) continue;
     MtpGuesses& guesses = mtp_guesses_[next++];
     if (!ok) guesses.count = 0;
-    const auto others = static_cast<int64_t>(step_tokens_.size()) - part.rows();
+    const auto others = static_cast<int64_t>(plan.parts.size()) - 1;
     part.task->mtp_drafted(draft_experience_, guesses, ns, others);
   }
 }

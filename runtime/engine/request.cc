@@ -298,13 +298,13 @@ void Request::speculate(const StepRun& run, int64_t fresh) {
   const int64_t drafted = run.end - run.draft_begin;
   if (run.begin + 1 == run.draft_begin) {  // a step of decoding, not the prompt's last
     speculator_.learn(run.experience, tokens, static_cast<int32_t>(fresh),
-                      static_cast<int32_t>(drafted), run.other_rows());
+                      static_cast<int32_t>(drafted), run.others());
   }
   const auto length = static_cast<int64_t>(tokens.size());
   const auto left = static_cast<int64_t>(options_.max_tokens - statistics_.generated_tokens);
   // No token without a place for its event; the one after the draft's comes with it.
   const auto room = options_.collect ? left : static_cast<int64_t>(queue_.room());
-  speculator_.propose(*run.experience, tokens, run.other_rows(),
+  speculator_.propose(*run.experience, tokens, run.others(),
                       std::min({left - 1, room - 1, max_length_ - length - 1}));
   const std::lock_guard lock(statistics_mutex_);
   ++statistics_.decode_steps;

@@ -122,7 +122,8 @@ void Speculator::mtp_drafted(const DraftExperience& shared, const MtpGuesses& gu
     all *= control_.chance(shared, DraftSource::kMtp, mtp_confidence(guess.probability));
     right += all;
     const double wide = shared.costs.of(others + 2 + i);
-    const double gain = wide > 0 ? (1 + right) * plain / wide : 0;
+    const double tasks = static_cast<double>(others) + 1;
+    const double gain = wide > 0 ? (1 + right / tasks) * plain / wide : 0;
     if (gain <= speedup) continue;
     speedup = gain;
     length = static_cast<size_t>(i) + 1;

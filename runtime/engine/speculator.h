@@ -42,7 +42,7 @@ class Speculator {
   void begin(size_t prompt) { prompt_ = prompt; }
 
   // A step committed the last `fresh` of `tokens` (the whole session) after verifying `drafted`
-  // rows of the draft, beside `others` rows of other tasks.
+  // rows of the draft, beside `others` other tasks.
   void learn(DraftExperience* shared, std::span<const int32_t> tokens, int32_t fresh,
              int32_t drafted, int64_t others);
   // Makes the draft for the next step, of at most `room` tokens, or asks for one by mtp_depth().

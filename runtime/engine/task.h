@@ -43,8 +43,8 @@ struct StepRun {
   int64_t logits_begin = 0;  // position of the first row whose logits may be asked for
   int32_t head_begin = 0;    // that row's index in `head`
 
-  // Rows of the step that are not this task's.
-  int64_t other_rows() const { return static_cast<int64_t>(step->tokens.size()) - (end - begin); }
+  // Tasks that share the step.
+  int64_t others() const { return static_cast<int64_t>(step->sequences.size()) - 1; }
   // The token that the row at `position` stood for.
   int32_t token(int64_t position) const {
     return step->tokens[static_cast<size_t>(row_begin + (position - begin))];
@@ -115,7 +115,7 @@ class Task {
   // After commit(): how deep the MTP module should draft for the next step; 0: not.
   virtual int32_t mtp_depth() const { return 0; }
   virtual MtpState* mtp_state() { return nullptr; }
-  // What it drafted, in `ns`; the step had `others` rows of other tasks.
+  // What it drafted, in `ns`; `others` tasks shared the step.
   virtual void mtp_drafted(const DraftExperience& /*experience*/, const MtpGuesses& /*guesses*/,
                            double /*ns*/, int64_t /*others*/) {}
   // Under the engine's mutex, before the session is free for others.

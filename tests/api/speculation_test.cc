@@ -92,8 +92,9 @@ constexpr Drafters kDrafters[] = {
     {"lookup", DSV3_SPECULATION_ALWAYS, DSV3_DRAFT_LOOKUP},
     {"reference", DSV3_SPECULATION_ALWAYS, DSV3_DRAFT_REFERENCE},
     {"mtp", DSV3_SPECULATION_ALWAYS, DSV3_DRAFT_MTP},
-    {"all", DSV3_SPECULATION_ALWAYS, 0},
+    {"all", DSV3_SPECULATION_ALWAYS, 7},
     {"auto", DSV3_SPECULATION_AUTO, 0},
+    {"auto, all", DSV3_SPECULATION_AUTO, 7},
 };
 
 // Requests that differ in everything that looks at tokens; the last one's name.
