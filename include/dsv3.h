@@ -256,7 +256,7 @@ typedef struct dsv3_context_options {
   uint32_t struct_size;
   /* Compute threads; 0 (default): the CPUs this process may use. */
   int32_t threads;
-  /* Kernel set: "ref", "portable", "avx2", "avx512", "avx512bf16"; NULL (default): the
+  /* Kernel set: "ref", "portable", "avx2", "avx512", "avx512bf16", "neon"; NULL (default): the
    * environment variable DSV3_KERNELS, else the best this machine runs. */
   const char *kernels;
   /* Hard budget of the latent cache; 0 (default): enough for four sequences of

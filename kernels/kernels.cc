@@ -95,6 +95,8 @@ std::vector<const Micro*> runnable() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     sets.push_back(micro_avx2());
   }
+#elif defined(__aarch64__)
+  sets.push_back(micro_neon());  // Advanced SIMD is part of the architecture
 #endif
   sets.push_back(micro_portable());
   return sets;

@@ -125,5 +125,6 @@ const Micro* micro_portable();
 const Micro* micro_avx2();
 const Micro* micro_avx512();
 const Micro* micro_avx512bf16();
+const Micro* micro_neon();
 
 }  // namespace dsv3::kernels

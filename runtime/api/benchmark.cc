@@ -49,6 +49,13 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
   SyntheticOptions synthetic;
   DSV3_TRY(read_types(o, &synthetic));
   if (o.model_path != nullptr) {
+    const int32_t given[] = {o.ffn, o.experts, o.head};
+    const char* const names[] = {"ffn", "experts", "head"};
+    for (int i = 0; i < 3; ++i) {
+      if (given[i] == DSV3_WEIGHTS_KEEP) continue;
+      return invalid(names[i],
+                     format("%s is given beside model_path, and is of a shape alone", names[i]));
+    }
     if (o.shape != nullptr) {
       return invalid("shape", "shape is given beside model_path, expected one of the two");
     }

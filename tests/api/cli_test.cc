@@ -35,6 +35,8 @@ TEST_CASE("used wrongly is 2, with a word about what is wrong") {
       {{"inspect", "x.dsv3", "--colour"}, "--colour"},
       {{"convert", "only-one"}, "OUT.dsv3"},
       {{"convert", "a", "b", "--weights", "int3"}, "--weights"},
+      {{"convert", "a", "b", "--head", "mxfp4"}, "--head"},
+      {{"bench", "a", "--experts", "mxfp4"}, "experts"},
       {{"generate", "x.dsv3"}, "--prompt"},
       {{"generate", "x.dsv3", "--prompt", "a", "--residency", "cloud"}, "--residency"},
       {{"generate", "x.dsv3", "--prompt", "a", "--threads", "-1"}, "--threads"},
@@ -106,6 +108,12 @@ TEST_CASE("convert: what it says, what it refuses") {
   const Run fp8 = dsv3({"convert", checkpoint, out, "--overwrite", "--weights", "fp8"});
   CHECK(fp8.code == 0);
   CHECK(std::filesystem::file_size(out) < said.at("file_bytes").get<uint64_t>());
+  const Run four =
+      dsv3({"convert", checkpoint, out, "--overwrite", "--ffn", "mxfp4", "--head", "fp8"});
+  CHECK(four.code == 0);
+  const Run inside = dsv3({"inspect", out, "--tensors"});
+  CHECK(contains(inside.out, "MXFP4"));
+  CHECK(contains(inside.out, "F8_E4M3"));  // the head
 
   const Run nothing = dsv3({"convert", scratch_file("nowhere"), scratch_file("x.dsv3")});
   CHECK(nothing.code == 1);
