@@ -26,7 +26,7 @@ inline constexpr int kGroup = 4;         // blocks behind one line of scales
 inline constexpr int kScaleBytes = 64;   // that line
 inline constexpr int kGroupBytes = kScaleBytes + kGroup * kBlockBytes;
 inline constexpr int kSteps = kBlock / 4;  // dot products of a block
-inline constexpr int64_t kPrefetch = 1024;
+inline constexpr int64_t kPrefetch = 2 * kGroupBytes;
 
 // The twice E2M1 values, twelve more where weights are unsigned.
 template <class S>
@@ -132,7 +132,7 @@ inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride
       for (int t = 0; t < kT; ++t) {
         typename S::B lo, hi;
         const uint8_t* p = w + t * stride + i * 64 + v * 4 * S::kLanes;
-        if (v == 0) __builtin_prefetch(p + kPrefetch);
+        if (kR > 1 && v == 0) __builtin_prefetch(p + kPrefetch);
         S::mx_widen(p, &lo, &hi);
 #pragma GCC unroll 8
         for (int r = 0; r < kR; ++r) {
@@ -171,7 +171,10 @@ inline void direct_tiles(const GemmArgs& a, const Tiles& w, int32_t row, int32_t
 
 template <class S, int kR>
 inline void direct_rows(const GemmArgs& a, const Tiles& w, int32_t row) {
-  constexpr int kT = kR <= S::kMxDirect / 2 ? S::kMxTiles : (S::kMxTiles + 1) / 2;
+  // One row is as fast as memory: tile after tile it is a single stream, which a Zen 4 core reads
+  // at 79 % of what it reads without work, and four tiles side by side at 59 %, prefetched or not.
+  // More rows keep the core busy, and share a tile's activations among tiles.
+  constexpr int kT = kR == 1 ? 1 : kR <= S::kMxDirect / 2 ? S::kMxTiles : (S::kMxTiles + 1) / 2;
   int32_t t = 0;
   for (; t + kT <= a.tiles; t += kT) direct_tiles<S, kR, kT>(a, w, row, t);
   for (; t < a.tiles; ++t) direct_tiles<S, kR, 1>(a, w, row, t);
