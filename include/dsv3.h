@@ -419,7 +419,8 @@ DSV3_API dsv3_status dsv3_session_truncate(dsv3_session *session, uint64_t lengt
 DSV3_API dsv3_status dsv3_session_fork(const dsv3_session *session, dsv3_session **out,
                                        dsv3_error **error);
 DSV3_API uint64_t dsv3_session_length(const dsv3_session *session);
-/* How many tokens at the beginning have their latents computed. */
+/* How many tokens at the beginning have their latents computed. Grows by requests; shrinks when other
+ * requests need the pages of a session without one (the next request computes them again). */
 DSV3_API uint64_t dsv3_session_computed(const dsv3_session *session);
 /* The sequence's tokens from `begin` on, see "Buffers". */
 DSV3_API dsv3_status dsv3_session_get_tokens(const dsv3_session *session, uint64_t begin,

@@ -1,5 +1,8 @@
 // What a context has done, for people and programs that watch it.
+#include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 
 #include "runtime/api/handles.h"

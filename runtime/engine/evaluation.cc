@@ -135,7 +135,8 @@ Status Evaluation::commit(const StepRun& run, Finish* finish) {
     finish->reason = FinishReason::kMaxTokens;  // whatever: an end without an error
   }
   const std::lock_guard lock(mutex_);
-  progress_ = static_cast<uint64_t>(std::max<int64_t>(0, run.end - base_));
+  // Never back: one that gave up its pages computes them again.
+  progress_ = std::max(progress_, static_cast<uint64_t>(std::max<int64_t>(0, run.end - base_)));
   if (options_.progress) condition_.notify_all();
   return {};
 }

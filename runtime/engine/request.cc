@@ -317,7 +317,9 @@ Status Request::commit(const StepRun& run, Finish* finish) {
   pushed_ = false;
   const auto prompt = static_cast<int64_t>(statistics_.prompt_tokens);
   if (!prompt_done_) {
-    emit_progress(std::min(run.end, prompt));
+    // Never back: one that gave up its pages computes them again.
+    progress_ = std::max(progress_, std::min(run.end, prompt));
+    emit_progress(progress_);
     prompt_done_ = run.end >= prompt;
     const std::lock_guard lock(statistics_mutex_);
     statistics_.prefill_ns = elapsed(service_ns_, monotonic_ns());

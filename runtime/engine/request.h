@@ -111,6 +111,7 @@ class Request final : public Task {
   Event scratch_, final_;
   std::string collected_;
   std::string matched_stop_;
+  int64_t progress_ = 0;
   bool prompt_done_ = false, flushed_ = false, pushed_ = false;
   int64_t service_ns_ = 0, prefill_end_ns_ = 0, last_token_ns_ = 0;
   int32_t stop_token_ = -1;
