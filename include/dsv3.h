@@ -353,7 +353,7 @@ DSV3_API dsv3_status dsv3_context_get_statistics_json(const dsv3_context *contex
                                                       dsv3_error **error);
 /* Writes what the engine does from now on, steps and finished requests, as Chrome trace events: a JSON
  * file that opens in ui.perfetto.dev. Memory stays small; after max_bytes the rest is left out. The file
- * appears under its name when the trace is stopped, and not if the context is freed before.
+ * appears under its name when the trace is stopped or the context freed.
  * DSV3_E_BUSY: one is being written. */
 DSV3_API dsv3_status dsv3_context_trace_start(dsv3_context *context, const char *path,
                                               uint64_t max_bytes, dsv3_error **error);

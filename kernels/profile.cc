@@ -12,7 +12,9 @@ double bytes_of(const Matrix& m) {
   if (m.empty()) return 0;
   double bytes = static_cast<double>(matrix_bytes(m.dtype, m.layout, m.n, m.k));
   if (m.scales) {
-    bytes += 4.0 * ((m.n + m.scale_n - 1) / m.scale_n) * ((m.k + m.scale_k - 1) / m.scale_k);
+    const int64_t blocks =
+        int64_t{(m.n + m.scale_n - 1) / m.scale_n} * int64_t{(m.k + m.scale_k - 1) / m.scale_k};
+    bytes += 4.0 * static_cast<double>(blocks);
   }
   return bytes;
 }

@@ -25,9 +25,7 @@ int report_failure(const cli::Failure& failure, bool json) {
   return misuse ? cli::kExitMisused : cli::kExitFailed;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   cli::Main state;
   CLI::App app("Models of the DeepSeek-V3 family on this machine", "dsv3");
   app.set_version_flag("--version", std::string("dsv3 ") + dsv3_version_string());
@@ -61,5 +59,15 @@ int main(int argc, char** argv) {
     return report_failure(cli::Failure("out of memory", DSV3_E_OUT_OF_MEMORY), state.json);
   } catch (const std::exception& error) {
     return report_failure(cli::Failure(error.what()), state.json);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (...) {  // what not even the report of a failure survived
+    return cli::kExitFailed;
   }
 }

@@ -77,6 +77,9 @@ void ContextOptions::add_to(CLI::App& app) {
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
       ->group(kModelGroup);
+  app.add_option("--trace", trace,
+                 "write what the engine does to this file, for Perfetto (256 MiB at most)")
+      ->group(kOutputGroup);
   app.add_flag("--pin", pin, "pin compute threads to CPUs")->group(kModelGroup);
   app.add_flag("-v,--verbose", verbose, "show the library's log on stderr")->group(kOutputGroup);
 }
@@ -98,7 +101,14 @@ Context ContextOptions::create(dsv3_model* model) const {
   const dsv3_context_options options = make();
   dsv3_context* context = nullptr;
   call([&](dsv3_error** e) { return dsv3_context_create(model, &options, &context, e); });
-  return Context(context);
+  Context owned(context);
+  if (!trace.empty()) {
+    // Written when the context is freed.
+    call([&](dsv3_error** e) {
+      return dsv3_context_trace_start(context, trace.c_str(), uint64_t{256} << 20, e);
+    });
+  }
+  return owned;
 }
 
 void SamplingOptions::add_to(CLI::App& app) {

@@ -24,6 +24,7 @@ struct ContextOptions {
   uint64_t cache_mb = 0;
   std::string disk_cache;
   uint64_t disk_cache_mb = 0;
+  std::string trace;
   bool pin = false;
   bool verbose = false;
 

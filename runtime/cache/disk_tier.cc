@@ -133,7 +133,7 @@ Status DiskTier::put(std::span<const int32_t> prefix, std::span<const std::byte>
   // low.
   lock.set_counter(used + size);
   const std::span<const std::byte> parts[] = {std::as_bytes(std::span(&h, 1)), tokens, page};
-  const Status status = directory_.write(name, parts);
+  Status status = directory_.write(name, parts);
   if (!status.ok()) lock.set_counter(used);
   return status;
 }
@@ -147,7 +147,7 @@ Status DiskTier::get(std::span<const int32_t> prefix, std::vector<std::byte>* pa
   const auto tokens = std::as_bytes(prefix);
   const size_t size = sizeof(PageHeader) + tokens.size() + identity_.page_bytes;
   bool there = false;
-  const Status read = directory_.read(name, size, page, &there);
+  Status read = directory_.read(name, size, page, &there);
   if (!read.ok() && read.code() != Code::kCorrupt) return read;
   if (read.ok() && !there) return {};
   PageHeader expected = header_of(identity_, prefix.size());

@@ -141,7 +141,7 @@ Status read_snapshot(const LatentIdentity& identity, const std::string& name, ui
   found.numeric_revision = h.numeric_revision;
   found.page_tokens = h.page_tokens;
   found.page_bytes = h.page_bytes;
-  const Status same = identity.check(found, name);
+  Status same = identity.check(found, name);
   const bool usable = same.ok();
   if (!usable && (!tokens_only || found.fingerprint != identity.fingerprint)) return same;
   if (h.token_count > max_tokens) {

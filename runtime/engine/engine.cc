@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <new>
+#include <utility>
 
 #include "runtime/base/alloc.h"
 #include "runtime/base/checked.h"
@@ -192,7 +194,15 @@ void Engine::shutdown() noexcept {
     detach_ = detach_ || !may_wait;
     work_.notify_all();
   }
-  if (may_wait && thread_) thread_->join();
+  if (!may_wait || !thread_) return;
+  thread_->join();
+  if (trace_ == nullptr) return;
+  try {
+    const Status status = std::exchange(trace_, nullptr)->finish();
+    if (!status.ok()) log(LogLevel::kWarning, status.message().c_str());
+  } catch (const std::bad_alloc&) {
+    // The file does not appear, as when the disk is full.
+  }
 }
 
 Status Engine::check_process() const {

@@ -101,6 +101,13 @@ TEST_CASE("a trace holds the steps and the requests") {
     CHECK(seen + requests + left_out == steps + 1);
     CHECK((left_out == 0) == (max_bytes > 2000));
   }
+  // A context that is freed ends its trace.
+  const std::string last = scratch_folder().file("last.json");
+  {
+    const ContextHandle freed = make_context(shared().model.get());
+    REQUIRE(dsv3_context_trace_start(freed.get(), last.c_str(), 1 << 20, error.out()) == DSV3_OK);
+  }
+  CHECK(nlohmann::json::parse(read_bytes(last)).contains("traceEvents"));
   CHECK(dsv3_context_trace_start(context.get(), "/nonexistent/trace", 1000, error.out()) ==
         DSV3_E_NOT_FOUND);
 }
