@@ -143,7 +143,7 @@ void Engine::run_plan(StepPlan* plan) {
   try {
     status = model_->check_unchanged();
     if (status.ok()) run_step(plan);
-#if !defined(NDEBUG) || defined(DSV3_SANITIZED)
+#ifndef NDEBUG
     if (status.ok()) status = check_pages();
     if (!status.ok()) log(LogLevel::kError, status.message().c_str());
 #endif

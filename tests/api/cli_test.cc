@@ -315,8 +315,9 @@ TEST_CASE("perplexity: the same number as from the logits") {
 }
 
 TEST_CASE("serve-bench: both phases, their percentiles, and what does not fit") {
-  const Run run = dsv3({"serve-bench", tiny_coder_file(), "--seconds", "0.6", "--think", "1",
-                        "--prefix", "64", "--job", "64", "--clients", "2", "--json"});
+  const Run run =
+      dsv3({"serve-bench", tiny_coder_file(), "--seconds", "3", "--think", "1", "--prefix", "64",
+            "--job", "64", "--clients", "1", "--answer", "4", "--json"});
   REQUIRE_MESSAGE(run.code == 0, run.err);
   const Json said = Json::parse(run.out);
   for (const char* phase : {"idle", "loaded"}) {
