@@ -244,6 +244,43 @@ TEST_CASE("costs: measured where measured, between in a line, beyond with cautio
   CHECK(costs.of(last) > costs.of(1));
 }
 
+TEST_CASE("costs: wide steps do not become dearer while only narrow ones are measured") {
+  StepCosts costs;
+  uint32_t seed = 3;
+  // Most steps take their time, some are interrupted.
+  const auto noise = [&] {
+    seed = seed * 1664525 + 1013904223;
+    const uint32_t kind = seed >> 24;
+    return kind < 25 ? 3.0 : kind < 100 ? 1.2 : 1.0;
+  };
+  for (int i = 0; i < 50; ++i) {
+    costs.record(1, static_cast<int64_t>(1000 * noise()));
+    costs.record(16, static_cast<int64_t>(4000 * noise()));
+  }
+  const double before = costs.of(16) / costs.of(1);
+  CHECK(before > 3);
+  CHECK(before < 5);
+  for (int i = 0; i < 20000; ++i) {
+    costs.record(1, static_cast<int64_t>(1000 * noise()));
+    const double ratio = costs.of(16) / costs.of(1);
+    REQUIRE(ratio < before * 1.3);
+    REQUIRE(ratio > before / 1.3);
+  }
+}
+
+TEST_CASE("costs: a slow wide step is not believed for ever") {
+  StepCosts costs;
+  for (int i = 0; i < 100; ++i) costs.record(1, 1000);
+  for (int i = 0; i < 8; ++i) costs.record(33, 90'000);
+  CHECK(costs.of(33) > 50'000);
+  for (int i = 0; i < 2000; ++i) costs.record(1, 1000);
+  CHECK(costs.of(33) < 20'000);  // as little as if it had never been measured
+  // What speaks for it stays.
+  for (int i = 0; i < 8; ++i) costs.record(33, 3000);
+  for (int i = 0; i < 2000; ++i) costs.record(1, 1000);
+  CHECK(costs.of(33) < 3500);
+}
+
 namespace {
 
 // A request of many steps with drafts that are right with some chance, on a machine where a step of
