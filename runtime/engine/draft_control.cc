@@ -153,7 +153,7 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
     if ((wide - plain) * (1 - chance) > credit) return;
     // The step makes a token for every task; more for this one is no more than that.
     const double speedup = (1 + right / tasks) * plain / wide;
-    if (speedup > best.speedup) best = {length, speedup};
+    if (speedup > best.speedup) best = {length, speedup, /*trial=*/false};
   };
   for (const int32_t wanted : kLengths) {
     const int32_t until = std::min(wanted, available);
@@ -169,6 +169,7 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
   if (best.length == 0 && probe > 0 && idle_steps_ >= shared.probe_after && chance > kHopeless &&
       costs.of(others + 1 + probe) + draft_ns - plain <= credit) {
     best.length = probe;
+    best.trial = true;
   }
   return best;
 }

@@ -88,6 +88,7 @@ class DraftControl {
   struct Plan {
     int32_t length = 0;  // tokens of the draft to verify; 0: none
     double speedup = 1;  // expected, over decoding without it
+    bool trial = false;  // it promises nothing: what was measured may have changed
   };
   // How much of a draft of `available` tokens to verify in a step that `others` other requests
   // share. draft_ns: what making the draft costs (0: it is there already).

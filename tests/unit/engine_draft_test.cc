@@ -9,6 +9,7 @@
 #include "runtime/engine/draft_control.h"
 #include "runtime/engine/draft_lookup.h"
 #include "runtime/engine/draft_reference.h"
+#include "runtime/engine/speculator.h"
 #include "tests/support/support.h"
 
 using namespace dsv3;        // NOLINT
@@ -353,4 +354,57 @@ TEST_CASE("control: drafts that are right are verified at length") {
 TEST_CASE("control: nothing is drafted before a plain step was measured") {
   const DraftControl control;
   CHECK(control.plan(DraftExperience(), DraftSource::kReference, 20, 16, 0, 0).length == 0);
+}
+
+namespace {
+
+// Steps of one request with no repetition in its answer, on a machine where a step of n rows takes
+// 1000 + slope * (n - 1) and a guess of the MTP module `mtp_ns`; guesses are right with a chance of
+// 0.7. Returns the share of steps with an MTP draft.
+double share_with_mtp(bool named, double slope, double mtp_ns) {
+  SpeculationOptions options;
+  options.require_mtp = named;
+  DraftExperience shared;
+  Speculator speculator(options, 4000, /*has_mtp=*/true);
+  Tokens tokens = {0};
+  speculator.begin(1);
+  uint32_t seed = 11;
+  int steps = 0, with = 0;
+  while (tokens.size() < 4000) {
+    const auto time = [&](size_t rows) { return 1000 + slope * (static_cast<double>(rows) - 1); };
+    const Tokens draft(speculator.draft().begin(), speculator.draft().end());
+    size_t right = 0;
+    while (right < draft.size() && draft[right] == static_cast<int32_t>(tokens.size())) {
+      tokens.push_back(draft[right++]);
+    }
+    tokens.push_back(static_cast<int32_t>(tokens.size()));
+    speculator.learn(&shared, tokens, static_cast<int32_t>(right + 1),
+                     static_cast<int32_t>(draft.size()), 0);
+    shared.costs.record(static_cast<int64_t>(draft.size() + 1),
+                        static_cast<int64_t>(time(draft.size() + 1)));
+    speculator.propose(shared, tokens, 0, 1000);
+    ++steps;
+    const int32_t depth = speculator.mtp_depth();
+    if (depth == 0) continue;
+    ++with;
+    MtpGuesses guesses;
+    for (guesses.count = 0; guesses.count < depth; ++guesses.count) {
+      seed = seed * 1664525 + 1013904223;
+      const bool good = seed >> 8 < (7u << 24) / 10;
+      const auto next = static_cast<int32_t>(tokens.size()) + guesses.count;
+      guesses.guesses[static_cast<size_t>(guesses.count)] = {good ? next : -1, 0.8F};
+    }
+    shared.mtp_ns[static_cast<size_t>(depth - 1)] = mtp_ns * depth;
+    speculator.mtp_drafted(shared, guesses, mtp_ns * depth, 0);
+  }
+  return static_cast<double>(with) / steps;
+}
+
+}  // namespace
+
+TEST_CASE("MTP drafts unasked where they pay clearly, and nearly nowhere else") {
+  CHECK(share_with_mtp(/*named=*/false, 150, 40) > 0.8);   // a large model
+  CHECK(share_with_mtp(/*named=*/false, 400, 300) < 0.1);  // a small one: a gain of nothing
+  CHECK(share_with_mtp(/*named=*/false, 900, 300) < 0.05);
+  CHECK(share_with_mtp(/*named=*/true, 300, 250) > 0.5);  // a gain of a tenth
 }
