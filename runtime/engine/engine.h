@@ -227,8 +227,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const StepPlan* running_ = nullptr;
   std::unique_ptr<Trace> trace_;
   int64_t step_begin_ns_ = 0;
-  int32_t layers_begun_ = 0;  // of the running step
-  bool gave_way_ = false;     // the running step was abandoned for a better class
+  int64_t first_layer_ = 0;   // of the running step: not 0 when it was interrupted before
+  int32_t layers_begun_ = 0;  // of the running step, this time
+  bool gave_way_ = false;     // the running step was interrupted for a better class
   // The best class of a task that came since the last plan; read between layers.
   std::atomic<int32_t> newcomer_{kNobody};
   static constexpr int32_t kNobody = 1 << 30;
