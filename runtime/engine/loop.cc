@@ -304,8 +304,17 @@ void Engine::count_step(const StepPlan& plan, bool abandoned) {
     statistics_.steps_abandoned += abandoned ? 1 : 0;
     if (first_layer_ == 0) statistics_.rows += step_tokens_.size();
     statistics_.step_ns += static_cast<uint64_t>(now - step_begin_ns_);
+    const std::vector<uint64_t>& load = forward_->expert_load();
+    std::copy(load.begin(), load.end(), expert_load_.begin());
   }
-  if (trace_ != nullptr) trace_->step(plan, step_begin_ns_, now, abandoned);
+  if (trace_ == nullptr) return;
+  trace_->step(plan, step_begin_ns_, now, abandoned);
+  log_trace_error();
+}
+
+void Engine::log_trace_error() noexcept {
+  const Status* error = trace_->new_error();
+  if (error != nullptr) log(LogLevel::kWarning, error->message().c_str());
 }
 
 // A batch failed: whose fault it is shows when each runs alone. Results do not depend on the batch.
@@ -456,6 +465,7 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
   }
   if (trace_ != nullptr && accounted) {
     trace_->request(task->order, task->priority(), own, finish.reason, monotonic_ns());
+    log_trace_error();
   }
   task->finished(&finish);
   task.reset();  // maybe the last reference, and with it the session's: not under the mutex

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <thread>
 
 #include "tests/api/api_support.h"
 
@@ -366,6 +368,51 @@ TEST_CASE("cancel and deadline between drafts leave a valid session") {
   plain.max_tokens = 10;
   generate(session.get(), plain);
   CHECK(tokens_of(session.get()) == whole);
+}
+
+TEST_CASE("a deadline that passes while a draft is verified") {
+  dsv3_context* context = shared().context.get();
+  const std::vector<int32_t> prompt = prompt_tokens(60);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 400;
+  options.ignore_eos = 1;
+  options.logprobs = 0;
+  options.speculation = DSV3_SPECULATION_OFF;
+  const Outcome expected = run(context, prompt, options);
+  struct Sleeper {
+    int calls = 0;
+    static void hook(void* user, float*, uint64_t, const int32_t*, uint64_t) {
+      if (++static_cast<Sleeper*>(user)->calls == 100) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+      }
+    }
+  } sleeper;
+  options.speculation = DSV3_SPECULATION_ALWAYS;
+  options.reference_tokens = expected.tokens.data();
+  options.reference_token_count = expected.tokens.size();
+  options.max_draft_tokens = 16;
+  options.deadline_ms = 1000;
+  options.logits_hook = Sleeper::hook;
+  options.logits_hook_user = &sleeper;
+  const SessionHandle session = make_session(context);
+  append(session.get(), prompt);
+  const Outcome outcome = generate(session.get(), options);
+  CHECK(outcome.reason == DSV3_FINISH_DEADLINE);
+  CHECK(outcome.statistics.accepted_tokens > 50);
+  // The step is committed; the next one does not begin.
+  REQUIRE(outcome.tokens.size() >= 100);
+  CHECK(outcome.tokens.size() <= 100 + 17);
+  CHECK(tokens_of(session.get()).size() == prompt.size() + outcome.tokens.size());
+  CHECK(std::equal(outcome.tokens.begin(), outcome.tokens.end(), expected.tokens.begin()));
+  // It goes on as if nothing had been drafted.
+  dsv3_request_options plain = request_options();
+  plain.max_tokens = 20;
+  plain.ignore_eos = 1;
+  plain.logprobs = 0;
+  plain.speculation = DSV3_SPECULATION_OFF;
+  const Outcome rest = generate(session.get(), plain);
+  const auto at = expected.tokens.begin() + static_cast<std::ptrdiff_t>(outcome.tokens.size());
+  CHECK(std::equal(rest.tokens.begin(), rest.tokens.end(), at));
 }
 
 TEST_CASE("sampled tokens have the model's distribution with drafts as without") {
