@@ -326,8 +326,8 @@ typedef struct dsv3_context_statistics {
   uint32_t struct_size;
   uint32_t reserved;
   /* Since the context was made: */
-  uint64_t steps;             /* of the engine */
-  uint64_t steps_abandoned;   /* of these, ended midway: cancelled, or for a better priority */
+  uint64_t steps;           /* of the engine */
+  uint64_t steps_abandoned; /* of these, ended midway: cancelled, or for a better priority */
   /* Tokens computed in them, repeated and rejected ones included; those of a step that made way for a
    * better priority and went on later once. */
   uint64_t rows;
@@ -565,7 +565,7 @@ typedef struct dsv3_request_options {
   void *logits_hook_user;
   dsv3_notify_fn notify;
   void *notify_user;
-  int32_t speculation;      /* DSV3_SPECULATION_..., default AUTO */
+  int32_t speculation; /* DSV3_SPECULATION_..., default AUTO */
   /* DSV3_DRAFT_... flags; 0 (default): LOOKUP and REFERENCE, and in AUTO also MTP once its guesses were
    * measured to make decoding at least a tenth faster on this machine (large models; a small one pays
    * more for the second row than the guess brings). Named, it drafts wherever it may pay. */

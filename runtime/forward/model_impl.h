@@ -47,7 +47,7 @@ struct ForwardModel::Impl {
   std::vector<uint64_t> load;  // [layers, n_routed_experts]
   std::vector<int32_t> mtp_rows;
   int64_t stopped_before = 0;  // layer, of the last run that did not come to its end
-  int32_t mtp_skipped = 0;  // 1 when the last run_mtp left its first row out
+  int32_t mtp_skipped = 0;     // 1 when the last run_mtp left its first row out
 };
 
 }  // namespace dsv3
