@@ -119,6 +119,12 @@ DSV3_API void dsv3_cancel_free(dsv3_cancel *cancel);
  * into the library except dsv3_cancel_set. */
 typedef void (*dsv3_progress_fn)(void *user, uint64_t done, uint64_t total);
 
+/* Writes all of `size` bytes / fills all of `size` bytes, or returns another status than DSV3_OK,
+ * which ends the call with that status. They may not call back into the library except
+ * dsv3_cancel_set. */
+typedef dsv3_status (*dsv3_write_fn)(void *user, const void *bytes, uint64_t size);
+typedef dsv3_status (*dsv3_read_fn)(void *user, void *bytes, uint64_t size);
+
 /* ------------------------------------------------------------------------------------------ model */
 
 typedef struct dsv3_model dsv3_model;
@@ -320,9 +326,11 @@ typedef struct dsv3_context_statistics {
   uint32_t struct_size;
   uint32_t reserved;
   /* Since the context was made: */
-  uint64_t steps;             /* of the engine */
-  uint64_t steps_abandoned;   /* of these, given up midway: cancelled, or for a better priority */
-  uint64_t rows;              /* tokens computed in them, repeated and rejected ones included */
+  uint64_t steps;           /* of the engine */
+  uint64_t steps_abandoned; /* of these, ended midway: cancelled, or for a better priority */
+  /* Tokens computed in them, repeated and rejected ones included; those of a step that made way for a
+   * better priority and went on later once. */
+  uint64_t rows;
   uint64_t step_ns;           /* time inside them */
   uint64_t requests_finished; /* for whatever reason; the next five are their sums */
   uint64_t prompt_tokens;
@@ -347,8 +355,8 @@ DSV3_API dsv3_status dsv3_context_get_statistics(const dsv3_context *context,
                                                  dsv3_context_statistics *statistics,
                                                  dsv3_error **error);
 /* The same as one JSON object (*json: free with dsv3_string_free), with "expert_load": per layer with
- * routed experts or without, MTP modules last, how often each expert was chosen. Waits for the step in
- * flight. */
+ * routed experts or without, MTP modules last, how often each expert was chosen. Neither waits for the
+ * step in flight, which is not counted yet. */
 DSV3_API dsv3_status dsv3_context_get_statistics_json(const dsv3_context *context, char **json,
                                                       dsv3_error **error);
 /* Writes what the engine does from now on, steps and finished requests, as Chrome trace events: a JSON
@@ -357,7 +365,14 @@ DSV3_API dsv3_status dsv3_context_get_statistics_json(const dsv3_context *contex
  * DSV3_E_BUSY: one is being written. */
 DSV3_API dsv3_status dsv3_context_trace_start(dsv3_context *context, const char *path,
                                               uint64_t max_bytes, dsv3_error **error);
-/* DSV3_E_NOT_FOUND: none is being written. */
+/* The same through a function of the caller's, in order, in pieces of about 64 KiB as the engine goes
+ * on: it is called on the engine's thread, so it should be quick, and for the last piece by whoever
+ * stops the trace or frees the context. When it fails it is not called again: the error is logged once
+ * and returned by dsv3_context_trace_stop, and the engine goes on. `user` must stay valid until then. */
+DSV3_API dsv3_status dsv3_context_trace_start_writer(dsv3_context *context, dsv3_write_fn write,
+                                                     void *user, uint64_t max_bytes,
+                                                     dsv3_error **error);
+/* DSV3_E_NOT_FOUND: none is being written. The trace has ended, whatever is returned. */
 DSV3_API dsv3_status dsv3_context_trace_stop(dsv3_context *context, dsv3_error **error);
 
 /* What a model and context would need, without opening or allocating either. */
@@ -426,12 +441,6 @@ DSV3_API uint64_t dsv3_session_computed(const dsv3_session *session);
 DSV3_API dsv3_status dsv3_session_get_tokens(const dsv3_session *session, uint64_t begin,
                                              int32_t *tokens, uint64_t capacity, uint64_t *needed,
                                              dsv3_error **error);
-
-/* Writes all of `size` bytes / fills all of `size` bytes, or returns another status than DSV3_OK,
- * which ends the call with that status. They may not call back into the library except
- * dsv3_cancel_set. */
-typedef dsv3_status (*dsv3_write_fn)(void *user, const void *bytes, uint64_t size);
-typedef dsv3_status (*dsv3_read_fn)(void *user, void *bytes, uint64_t size);
 
 /* Loading: latents that another kernel set, or a library with other arithmetic, computed are left
  * out and computed again when they are needed. Without it they are DSV3_E_UNSUPPORTED. */
@@ -556,8 +565,11 @@ typedef struct dsv3_request_options {
   void *logits_hook_user;
   dsv3_notify_fn notify;
   void *notify_user;
-  int32_t speculation;      /* DSV3_SPECULATION_..., default AUTO */
-  uint32_t drafters;        /* DSV3_DRAFT_... flags; 0 (default): LOOKUP and REFERENCE */
+  int32_t speculation; /* DSV3_SPECULATION_..., default AUTO */
+  /* DSV3_DRAFT_... flags; 0 (default): LOOKUP and REFERENCE, and in AUTO also MTP once its guesses were
+   * measured to make decoding at least a tenth faster on this machine (large models; a small one pays
+   * more for the second row than the guess brings). Named, it drafts wherever it may pay. */
+  uint32_t drafters;
   int32_t max_draft_tokens; /* of one draft, at most 64; 0 (default): no other limit */
   int32_t reserved;         /* 0 */
   /* What the answer mostly copies, for DSV3_DRAFT_REFERENCE: tokens or text, not both; read while

@@ -25,6 +25,9 @@ dsv3_status report(const Status& status, dsv3_error** error) noexcept;
 dsv3_status report_out_of_memory(dsv3_error** error) noexcept;
 dsv3_status report_timeout(dsv3_error** error) noexcept;
 
+// What a function of the caller's (dsv3_write_fn and the like) returned.
+Status from_function(dsv3_status status, const char* name);
+
 inline Status invalid(const char* field, std::string message) {
   return Status(Code::kInvalidArgument, std::move(message), field);
 }

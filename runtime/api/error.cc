@@ -77,6 +77,13 @@ dsv3_status report(const Status& status, dsv3_error** error) noexcept {
   return code;
 }
 
+Status from_function(dsv3_status status, const char* name) {
+  if (status == DSV3_OK) return {};
+  const bool known = status > 0 && status <= DSV3_E_FORKED;
+  return make_field_error(known ? static_cast<Code>(status) : Code::kIo, name,
+                          "the %s function returned status %d", name, status);
+}
+
 }  // namespace dsv3::api
 
 namespace {

@@ -100,8 +100,7 @@ Status read_speculation(const dsv3_request_options& o, RequestOptions* out) {
         "drafters");
   }
   DSV3_TRY(check_reserved(o, "dsv3_request_options"));
-  constexpr uint32_t kDefault = DSV3_DRAFT_LOOKUP | DSV3_DRAFT_REFERENCE;
-  const uint32_t drafters = o.drafters == 0 ? kDefault : o.drafters;
+  const uint32_t drafters = o.drafters == 0 ? kAll : o.drafters;
   SpeculationOptions& s = out->speculation;
   s.mode = static_cast<SpeculationMode>(o.speculation);
   s.lookup = (drafters & DSV3_DRAFT_LOOKUP) != 0;

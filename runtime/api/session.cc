@@ -58,14 +58,6 @@ Status read_session_io(const dsv3_session_io* io, bool saving, dsv3_session_io* 
   return read_cancel(out->cancel, &options->cancel);
 }
 
-// What a caller's function returned, as an error that names the function.
-Status from_function(dsv3_status status, const char* name) {
-  if (status == DSV3_OK) return {};
-  const bool known = status > 0 && status <= DSV3_E_FORKED;
-  return make_field_error(known ? static_cast<Code>(status) : Code::kIo, name,
-                          "the %s function returned status %d", name, status);
-}
-
 AppendOptions append_options(uint32_t flags) {
   AppendOptions o;
   o.replace = (flags & DSV3_APPEND_REPLACE) != 0;

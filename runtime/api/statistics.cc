@@ -77,9 +77,11 @@ dsv3_status dsv3_context_get_statistics_json(const dsv3_context* context, char**
   return guarded(error, [&]() -> Status {
     DSV3_TRY(check_handle(context, "context"));
     DSV3_TRY(check_out(json, "json"));
-    DSV3_ASSIGN(const std::vector<uint64_t> load, context->engine->expert_load());
-    const std::string text = statistics_json(context->engine->statistics(), load,
-                                             context->engine->model().config().n_routed_experts);
+    DSV3_TRY(context->engine->check_process());
+    std::vector<uint64_t> load;
+    const EngineStatistics statistics = context->engine->statistics(&load);
+    const std::string text =
+        statistics_json(statistics, load, context->engine->model().config().n_routed_experts);
     auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
     if (copy == nullptr) throw std::bad_alloc();
     std::memcpy(copy, text.c_str(), text.size() + 1);
@@ -94,6 +96,24 @@ dsv3_status dsv3_context_trace_start(dsv3_context* context, const char* path, ui
     DSV3_TRY(check_handle(context, "context"));
     if (path == nullptr) return invalid("path", "path is NULL");
     return context->engine->start_trace(path, max_bytes);
+  });
+}
+
+dsv3_status dsv3_context_trace_start_writer(dsv3_context* context, dsv3_write_fn write, void* user,
+                                            uint64_t max_bytes, dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    if (write == nullptr) return invalid("write", "write is NULL");
+    return context->engine->start_trace(
+        [write, user](const void* bytes, size_t size) -> Status {
+          const CallbackScope scope;
+          try {
+            return from_function(write(user, bytes, size), "write");
+          } catch (...) {
+            return invalid("write", "write threw an exception");
+          }
+        },
+        max_bytes);
   });
 }
 

@@ -9,8 +9,11 @@ namespace {
 // Weight of a new step's time. Steps are slower than they need to be more often than faster: what
 // was measured as too slow would not be tried again.
 constexpr double kSlower = 1.0 / 16, kFaster = 1.0 / 4;
-constexpr double kTogether = 1.0 / 32;  // of what it says about steps of other widths
-constexpr double kCountDecay = 0.97;    // of what was seen before, per draft
+// What a recorded step takes from the evidence of other widths, and how much evidence weighs as
+// much as the line that they are held against.
+constexpr double kForget = 1.0 / 256, kMostEvidence = 64, kLineWeight = 1;
+constexpr double kSteady = 4;         // evidence from which on a mean's changes are the machine's
+constexpr double kCountDecay = 0.97;  // of what was seen before, per draft
 // Where wider steps were not measured: each further row costs this fraction of the first one. A
 // small model on a CPU pays a third to a half, a large one less.
 constexpr double kUnknownRow = 0.5;
@@ -45,45 +48,56 @@ void StepCosts::record(int64_t rows, int64_t ns) {
   auto time = static_cast<double>(ns);
   // A step that was interrupted by somebody else's work says little about its width.
   if (known > 0) time = std::min(time, known * 2);
-  const auto own = static_cast<size_t>(bucket(rows));
-  if (known > 0) {
-    // The machine became slower, or the contexts longer: for steps of all widths.
-    const double factor = 1 + kTogether * (time / known - 1);
-    for (size_t i = 0; i < means_.size(); ++i) {
-      if (i != own) means_[i].ns *= factor;
-    }
-  }
-  Mean& m = means_[own];
-  const double weight = std::max(time > m.ns ? kSlower : kFaster, 1.0 / (m.count + 1));
+  Mean& m = means_[static_cast<size_t>(bucket(rows))];
+  const double before = m.ns;
+  const bool steady = m.evidence >= kSteady && std::abs(m.rows - static_cast<double>(rows)) < 0.01;
+  const double weight = std::max(time > m.ns ? kSlower : kFaster, 1.0 / (m.evidence + 1));
   m.ns += weight * (time - m.ns);
   m.rows += weight * (static_cast<double>(rows) - m.rows);
-  m.count = std::min(m.count + 1, 1 << 20);
+  m.evidence = std::min(m.evidence + 1, kMostEvidence);
+  // The machine became slower, or the contexts longer: for steps of all widths. As far as the mean
+  // moved, which goes up and down again: differences of single times would add up, since they are
+  // above the mean more often than below.
+  const double moved = steady ? m.ns / before : 1;
+  for (Mean& other : means_) {
+    if (&other == &m) continue;
+    other.ns *= moved;
+    other.evidence *= 1 - kForget;
+  }
+}
+
+double StepCosts::believed(const Mean& m, const Mean& base) {
+  const double row = base.ns / (1 + (base.rows - 1) * kUnknownRow);
+  const double line = base.ns + (m.rows - base.rows) * kUnknownRow * row;
+  if (m.ns <= line) return m.ns;
+  return (m.evidence * m.ns + kLineWeight * line) / (m.evidence + kLineWeight);
 }
 
 double StepCosts::of(int64_t rows) const {
   const auto wanted = static_cast<double>(rows);
-  const Mean* below = nullptr;
-  const Mean* above = nullptr;
+  // The narrowest known step is what the others are held against.
+  const Mean* base = nullptr;
+  double below = 0, below_rows = 0, above = 0, above_rows = 0;
   for (const Mean& m : means_) {
-    if (m.count == 0) continue;
+    if (m.ns == 0) continue;
+    if (base == nullptr) base = &m;
+    const double ns = &m == base ? m.ns : believed(m, *base);
     if (m.rows <= wanted) {
-      below = &m;
-    } else if (above == nullptr) {
-      above = &m;
+      below = ns;
+      below_rows = m.rows;
+    } else {
+      above = ns;
+      above_rows = m.rows;
+      break;
     }
   }
-  if (below == nullptr && above == nullptr) return 0;
-  if (below == nullptr) {  // narrower than anything known
-    const double row = above->ns / (1 + (above->rows - 1) * kUnknownRow);
-    return row * (1 + (wanted - 1) * kUnknownRow);
-  }
-  if (above == nullptr) {
-    if (below->rows == wanted) return below->ns;
-    const double row = below->ns / (1 + (below->rows - 1) * kUnknownRow);
-    return below->ns + (wanted - below->rows) * kUnknownRow * row;
-  }
-  const double along = (wanted - below->rows) / (above->rows - below->rows);
-  return below->ns + along * (above->ns - below->ns);
+  if (base == nullptr) return 0;
+  const auto row = [](double time, double rows_of_it) {
+    return kUnknownRow * time / (1 + (rows_of_it - 1) * kUnknownRow);
+  };
+  if (below == 0) return above - (above_rows - wanted) * row(above, above_rows);
+  if (above == 0) return below + (wanted - below_rows) * row(below, below_rows);
+  return below + (wanted - below_rows) / (above_rows - below_rows) * (above - below);
 }
 
 DraftRates::DraftRates() {
@@ -139,7 +153,7 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
     if ((wide - plain) * (1 - chance) > credit) return;
     // The step makes a token for every task; more for this one is no more than that.
     const double speedup = (1 + right / tasks) * plain / wide;
-    if (speedup > best.speedup) best = {length, speedup};
+    if (speedup > best.speedup) best = {length, speedup, /*trial=*/false};
   };
   for (const int32_t wanted : kLengths) {
     const int32_t until = std::min(wanted, available);
@@ -155,6 +169,7 @@ DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource
   if (best.length == 0 && probe > 0 && idle_steps_ >= shared.probe_after && chance > kHopeless &&
       costs.of(others + 1 + probe) + draft_ns - plain <= credit) {
     best.length = probe;
+    best.trial = true;
   }
   return best;
 }

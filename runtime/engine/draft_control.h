@@ -14,6 +14,11 @@ namespace dsv3 {
 
 // Nanoseconds that steps of decoding rows take, by their number of rows: a decayed mean where it
 // was measured, straight lines between, and a cautious line beyond.
+//
+// What was measured long ago counts for less and less where it speaks against wide steps: their
+// price then comes down to what the cautious line says, so that they are tried again. Without that
+// one slow step, or times that drifted, would be believed for ever, since what looks too dear is
+// never measured.
 class StepCosts {
  public:
   void record(int64_t rows, int64_t ns);
@@ -26,11 +31,13 @@ class StepCosts {
   static int bucket(int64_t rows);
   static int64_t rows_of(int bucket);
   struct Mean {
-    double ns = 0;    // of the recorded steps
-    double rows = 0;  // their mean number of rows
-    int32_t count = 0;
+    double ns = 0;        // of the recorded steps
+    double rows = 0;      // their mean number of rows
+    double evidence = 0;  // recorded steps; those of other buckets take from it
   };
   std::array<Mean, kBuckets> means_;
+  // How much a step cost, by what is known and what the line from `base` says.
+  static double believed(const Mean& m, const Mean& base);
 };
 
 // How often drafts are right, by source and confidence class; decayed counts.
@@ -72,7 +79,7 @@ class DraftControl {
  public:
   static constexpr double kAllowance = 0.01;
   static constexpr double kFirstSteps = 2;  // plain steps of credit to begin with
-  static constexpr double kMostSteps = 32;  // of credit that is kept
+  static constexpr double kMostSteps = 8;   // of credit that is kept
   static constexpr double kMostDebt = 2;    // steps that speculation can be behind
   // Where no length promises anything, short drafts are verified now and then all the same, first
   // after so many steps, then more and more seldom: rates and costs may have changed.
@@ -81,6 +88,7 @@ class DraftControl {
   struct Plan {
     int32_t length = 0;  // tokens of the draft to verify; 0: none
     double speedup = 1;  // expected, over decoding without it
+    bool trial = false;  // it promises nothing: what was measured may have changed
   };
   // How much of a draft of `available` tokens to verify in a step that `others` other requests
   // share. draft_ns: what making the draft costs (0: it is there already).

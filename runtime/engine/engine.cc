@@ -124,6 +124,7 @@ Status Engine::start() {
       .sequence = config.max_position_embeddings,
   });
   sampler_ = std::make_unique<Sampler>(config.vocab_size);
+  expert_load_ = forward_->expert_load();
   step_logits_ = std::make_unique<StepLogits>(forward_.get(), config.vocab_size, rows);
   if (config.num_nextn_predict_layers > 0) {
     mtp_drafter_ = std::make_unique<MtpDrafter>(forward_.get(), kMaxStepTasks);
@@ -229,6 +230,10 @@ EngineInfo Engine::info() const {
 
 EngineStatistics Engine::statistics() const {
   const std::lock_guard lock(mutex_);
+  return locked_statistics();
+}
+
+EngineStatistics Engine::locked_statistics() const {
   EngineStatistics s = statistics_;
   s.cache = cache_->counters();
   s.pages = static_cast<uint64_t>(cache_->pool().capacity());
@@ -238,23 +243,29 @@ EngineStatistics Engine::statistics() const {
   return s;
 }
 
-Result<std::vector<uint64_t>> Engine::expert_load() {
-  std::vector<uint64_t> load;
-  DSV3_TRY(between_steps([&](kernels::Device*) -> Status {
-    load = forward_->expert_load();
-    return {};
-  }));
-  return load;
+EngineStatistics Engine::statistics(std::vector<uint64_t>* load) const {
+  load->reserve(expert_load_.size());
+  const std::lock_guard lock(mutex_);
+  load->assign(expert_load_.begin(), expert_load_.end());
+  return locked_statistics();
 }
 
 Status Engine::start_trace(const std::string& path, uint64_t max_bytes) {
   DSV3_TRY(check_process());
   DSV3_ASSIGN(std::unique_ptr<Trace> made, Trace::create(path, max_bytes));
+  return set_trace(std::move(made));
+}
+
+Status Engine::start_trace(WriteBytes write, uint64_t max_bytes) {
+  return set_trace(Trace::create(std::move(write), max_bytes));
+}
+
+Status Engine::set_trace(std::unique_ptr<Trace> trace) {
   return between_steps([&](kernels::Device*) -> Status {
     if (trace_ != nullptr) {
       return Status(Code::kBusy, "a trace is being written already: stop it first", "context");
     }
-    trace_ = std::move(made);
+    trace_ = std::move(trace);
     return {};
   });
 }
@@ -406,6 +417,19 @@ void Engine::wake() noexcept {
   const std::lock_guard lock(mutex_);
   wake_ = true;
   work_.notify_one();
+}
+
+void Engine::wake_for(Priority priority) noexcept {
+  const std::lock_guard lock(mutex_);
+  announce(priority);
+  wake_ = true;
+  work_.notify_one();
+}
+
+void Engine::announce(Priority priority) {
+  const auto value = static_cast<int32_t>(priority);
+  if (value >= newcomer_.load(std::memory_order_relaxed)) return;
+  newcomer_.store(value, std::memory_order_relaxed);
 }
 
 void Engine::cancel_running(const Session& session) noexcept {

@@ -100,10 +100,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const Model& model() const { return *model_; }
   EngineInfo info() const;
   EngineStatistics statistics() const;
-  // How often each expert was chosen, [layers with MTP modules, n_routed_experts]. Waits for a
-  // step.
-  Result<std::vector<uint64_t>> expert_load();
+  // Both of the same moment. load: how often each expert was chosen,
+  // [layers with MTP modules, n_routed_experts].
+  EngineStatistics statistics(std::vector<uint64_t>* load) const;
   Status start_trace(const std::string& path, uint64_t max_bytes);
+  Status start_trace(WriteBytes write, uint64_t max_bytes);
   Status stop_trace();
   Result<std::shared_ptr<Session>> create_session();
   // Ids within the vocabulary, and `length` + tokens within the longest sequence.
@@ -120,6 +121,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Status submit(std::shared_ptr<Task> task, Prepare prepare);
   // Makes an idle engine look at its tasks again.
   void wake() noexcept;
+  // The same, and a step of worse classes gives way, as when a task of this class is submitted.
+  void wake_for(Priority priority) noexcept;
   // Cancels the task that runs on the session, if any.
   void cancel_running(const Session& session) noexcept;
 
@@ -158,6 +161,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   Engine(std::shared_ptr<const Model> model, const EngineOptions& options);
   Status start();
+  Status set_trace(std::unique_ptr<Trace> trace);
+  EngineStatistics locked_statistics() const;  // under the mutex, as the next
+  void announce(Priority priority);
   void reserve_table(Session* session);
 
   // The engine's thread: loop.cc.
@@ -187,6 +193,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static bool should_stop(void* self);
   bool should_give_way(int64_t now);
   void count_step(const StepPlan& plan, bool abandoned);
+  void log_trace_error() noexcept;
 
   const std::shared_ptr<const Model> model_;
   const EngineOptions options_;
@@ -217,7 +224,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<bool> stop_{false};
   uint64_t sessions_ = 0, submitted_ = 0;
   EngineStatistics statistics_;
-  std::shared_ptr<Engine> self_;  // held for the thread
+  std::vector<uint64_t> expert_load_;  // after the last step
+  std::shared_ptr<Engine> self_;       // held for the thread
   std::optional<Thread> thread_;
 
   // The engine's thread's own.
@@ -227,8 +235,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const StepPlan* running_ = nullptr;
   std::unique_ptr<Trace> trace_;
   int64_t step_begin_ns_ = 0;
-  int32_t layers_begun_ = 0;  // of the running step
-  bool gave_way_ = false;     // the running step was abandoned for a better class
+  int64_t first_layer_ = 0;   // of the running step: not 0 when it was interrupted before
+  int32_t layers_begun_ = 0;  // of the running step, this time
+  bool gave_way_ = false;     // the running step was interrupted for a better class
   // The best class of a task that came since the last plan; read between layers.
   std::atomic<int32_t> newcomer_{kNobody};
   static constexpr int32_t kNobody = 1 << 30;
@@ -256,10 +265,7 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
   session.publish();
   session.state().running = task.get();
   task->order = ++submitted_;
-  const auto priority = static_cast<int32_t>(task->priority());
-  if (priority < newcomer_.load(std::memory_order_relaxed)) {
-    newcomer_.store(priority, std::memory_order_relaxed);
-  }
+  announce(task->priority());
   tasks_.push_back(std::move(task));
   wake_ = true;
   work_.notify_one();

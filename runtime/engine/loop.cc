@@ -114,14 +114,16 @@ void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
   }
 }
 
-// A better class came while the step runs, and waiting for the step's end would cost it more than
-// the work so far is worth. The rows are computed again later.
+// A better class came while the step runs and would have to wait for longer than a moment. The step
+// goes on at this layer later, and then computes one before it can be interrupted again.
 bool Engine::should_give_way(int64_t now) {
   const int32_t done = layers_begun_++;
+  if (done == 0 && first_layer_ > 0) return false;
+  if (running_->one_layer) return gave_way_ = true;
   if (newcomer_.load(std::memory_order_relaxed) >= static_cast<int32_t>(running_->best)) {
     return false;
   }
-  const int64_t left = model_->config().num_hidden_layers - done;
+  const int64_t left = model_->config().num_hidden_layers - first_layer_ - done;
   gave_way_ = done == 0 || (now - step_begin_ns_) / done * left > kGiveWayNs;
   return gave_way_;
 }
@@ -258,6 +260,9 @@ void Engine::run_step(StepPlan* plan) {
   step_begin_ns_ = monotonic_ns();
   layers_begun_ = 0;
   gave_way_ = false;
+  if (plan->resumed != nullptr) plan->resumed->go_on(&step);
+  first_layer_ = step.first_layer;
+  plan->one_layer = plan->one_layer && first_layer_ > 0;
   // What a step of decoding rows costs decides how much may be drafted.
   const bool decoding = std::all_of(plan->parts.begin(), plan->parts.end(),
                                     [](const PlanRows& p) { return p.begin + 1 == p.draft_begin; });
@@ -265,12 +270,17 @@ void Engine::run_step(StepPlan* plan) {
   count_step(*plan, status.code() == Code::kCancelled);
   if (status.code() == Code::kCancelled) {
     // The loop finds out whose; others are planned again.
-    if (gave_way_) scheduler_->gave_way(*plan);
+    const int64_t layer = forward_->stopped_before();
+    if (gave_way_ && layer > 0) {
+      scheduler_->interrupted(plan->best)
+          .keep(plan->parts, step_tokens_, layer, model_->config().hidden_size, forward_.get());
+    }
     return;
   }
+  if (plan->resumed != nullptr) plan->resumed->clear();
   if (status.ok()) {
     commit(plan, step);
-    if (decoding) {
+    if (decoding && first_layer_ == 0) {
       draft_experience_.costs.record(static_cast<int64_t>(step.tokens.size()),
                                      monotonic_ns() - now);
     }
@@ -292,10 +302,19 @@ void Engine::count_step(const StepPlan& plan, bool abandoned) {
     const std::lock_guard lock(mutex_);
     ++statistics_.steps;
     statistics_.steps_abandoned += abandoned ? 1 : 0;
-    statistics_.rows += step_tokens_.size();
+    if (first_layer_ == 0) statistics_.rows += step_tokens_.size();
     statistics_.step_ns += static_cast<uint64_t>(now - step_begin_ns_);
+    const std::vector<uint64_t>& load = forward_->expert_load();
+    std::copy(load.begin(), load.end(), expert_load_.begin());
   }
-  if (trace_ != nullptr) trace_->step(plan, step_begin_ns_, now, abandoned);
+  if (trace_ == nullptr) return;
+  trace_->step(plan, step_begin_ns_, now, abandoned);
+  log_trace_error();
+}
+
+void Engine::log_trace_error() noexcept {
+  const Status* error = trace_->new_error();
+  if (error != nullptr) log(LogLevel::kWarning, error->message().c_str());
 }
 
 // A batch failed: whose fault it is shows when each runs alone. Results do not depend on the batch.
@@ -446,6 +465,7 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
   }
   if (trace_ != nullptr && accounted) {
     trace_->request(task->order, task->priority(), own, finish.reason, monotonic_ns());
+    log_trace_error();
   }
   task->finished(&finish);
   task.reset();  // maybe the last reference, and with it the session's: not under the mutex

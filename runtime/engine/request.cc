@@ -157,7 +157,7 @@ Result<std::shared_ptr<Request>> Request::start(const std::shared_ptr<Session>& 
 EventQueue::Outcome Request::next(int64_t deadline_ns, Event* event) {
   bool made_room = false;
   const EventQueue::Outcome outcome = queue_.next(deadline_ns, event, &made_room);
-  if (made_room) session().engine()->wake();
+  if (made_room) session().engine()->wake_for(priority());
   return outcome;
 }
 

@@ -32,7 +32,10 @@ void Scheduler::collect(std::span<const std::shared_ptr<Task>> tasks) {
 int32_t Scheduler::room_for(const Task& task, const StepPlan& plan) const {
   if (plan.parts.size() >= static_cast<size_t>(limits_.tasks)) return 0;
   const int32_t room = limits_.rows - plan.rows;
-  return task.priority() == best_ ? room : std::min(room, beside_room_);
+  if (task.priority() == best_) return room;
+  const InterruptedStep& step = interrupted_[static_cast<size_t>(task.priority())];
+  if (step.holds(task.order)) return 0;
+  return std::min(room, beside_room_);
 }
 
 void Scheduler::add(const Candidate& candidate, int64_t rows, StepPlan* out) {
@@ -65,10 +68,24 @@ void Scheduler::add_drafts(int32_t most_rows, StepPlan* out) {
   }
 }
 
-void Scheduler::gave_way(const StepPlan& plan) {
-  for (const PlanRows& part : plan.parts) {
-    if (part.task != nullptr) part.task->last_served = 1;
+// The interrupted step of a class, if it can go on.
+bool Scheduler::resume(Priority which, StepPlan* out) {
+  InterruptedStep& step = interrupted(which);
+  const auto find = [&](uint64_t order) -> const std::shared_ptr<Task>* {
+    for (const Candidate& c : order_) {
+      if ((*c.task)->order == order) return c.task;
+    }
+    return nullptr;
+  };
+  if (!step.resume(find, &out->parts)) return false;
+  for (PlanRows& part : out->parts) {
+    part.task->last_served = clock_;
+    out->rows += part.rows();
   }
+  out->resumed = &step;
+  out->best = which;
+  out->one_layer = which != best_;
+  return true;
 }
 
 void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_ns, StepPlan* out) {
@@ -81,6 +98,12 @@ void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_n
   best_ = out->best = best;
   beside_room_ = steps_ % kBesideSteps == 0 ? kBesideRows : 0;
   if (best == Priority::kInteractive) interactive_ns_ = now_ns;
+  if (resume(best, out)) return;
+  if (steps_ % kLayerSteps == 0) {
+    for (const Priority worse : {Priority::kBackground, Priority::kIdle}) {
+      if (worse > best && resume(worse, out)) return;
+    }
+  }
   int32_t prefill = limits_.prefill;
   if (best != Priority::kInteractive && now_ns - interactive_ns_ < kShortNs) {
     prefill = std::min(prefill, kShortRows);
@@ -103,7 +126,7 @@ void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_n
   if (!out->parts.empty()) {
     add_drafts(prompts ? limits_.rows / 2 : limits_.rows, out);
     // Who decodes waits for its next token no longer than for a short chunk.
-    prefill = std::min(prefill, std::max(kShortRows, limits_.prefill / 4));
+    prefill = std::min(prefill, std::max(kRowsBesideDecoding, limits_.prefill / 4));
   }
   for (const Candidate& c : order_) {
     const Task& task = **c.task;

@@ -2,35 +2,28 @@
 // and rows run by the engine.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "runtime/engine/interrupted.h"
 #include "runtime/engine/task.h"
 
 namespace dsv3 {
-
-// One task's share of a step: positions [begin, end) of its session; those from draft_begin on are
-// rows of its draft.
-struct PlanRows {
-  std::shared_ptr<Task> task;
-  int64_t begin = 0, end = 0;
-  int64_t draft_begin = 0;
-  // Filled in when the step runs.
-  int32_t row_begin = 0;
-  int64_t logits_begin = 0;
-  int32_t head_begin = 0;
-  int32_t rows() const { return static_cast<int32_t>(end - begin); }
-};
 
 struct StepPlan {
   std::vector<PlanRows> parts;
   int32_t rows = 0;
   Priority best = Priority::kInteractive;  // class of the step
+  InterruptedStep* resumed = nullptr;      // the step goes on where this one was
+  bool one_layer = false;                  // and only for a layer: better classes wait for it
   void clear() {
     parts.clear();
     rows = 0;
+    resumed = nullptr;
+    one_layer = false;
   }
 };
 
@@ -49,13 +42,17 @@ struct SchedulerLimits {
 // Worse classes stay out of a better one's steps but for kBesideRows rows in every kBesideSteps-th:
 // a row more costs a decoding step of tiny-coder half of its time again (eight in each step made
 // 0.42 ms between tokens 1.2), so this is what keeps them moving, not what feeds them. Their own
-// steps are short (kShortRows rows) for kShortNs after an interactive request was there, and can be
-// abandoned between layers when one comes (Engine::should_give_way).
+// steps are short (kShortRows rows) for kShortNs after an interactive request was there, and are
+// interrupted between layers when one comes (Engine::should_give_way). An interrupted step goes on
+// before anything else of its class; rows beside others would make its work worthless, so instead
+// of those it has a layer after every kLayerSteps steps of better classes.
 class Scheduler {
  public:
   static constexpr int32_t kBesideRows = 2;
   static constexpr uint64_t kBesideSteps = 4;
+  static constexpr uint64_t kLayerSteps = 16;
   static constexpr int32_t kShortRows = 64;
+  static constexpr int32_t kRowsBesideDecoding = 64;
   static constexpr int64_t kShortNs = 1'000'000'000;
 
   explicit Scheduler(const SchedulerLimits& limits) : limits_(limits) {}
@@ -64,8 +61,8 @@ class Scheduler {
   void reserve(size_t tasks) { order_.reserve(tasks); }
   // Empty when no task can run.
   void plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_ns, StepPlan* out);
-  // The step was abandoned: those that lost their work are not at the end of the queue for it.
-  static void gave_way(const StepPlan& plan);
+  // Where a step of such a class goes when it is interrupted.
+  InterruptedStep& interrupted(Priority step) { return interrupted_[static_cast<size_t>(step)]; }
 
  private:
   struct Candidate {
@@ -73,12 +70,14 @@ class Scheduler {
     int64_t left = 0;  // rows of its sequence to compute
   };
   void collect(std::span<const std::shared_ptr<Task>> tasks);
+  bool resume(Priority step, StepPlan* out);
   int32_t room_for(const Task& task, const StepPlan& plan) const;
   void add(const Candidate& candidate, int64_t rows, StepPlan* out);
   void add_drafts(int32_t most_rows, StepPlan* out);
 
   const SchedulerLimits limits_;
   uint64_t clock_ = 0;
+  std::array<InterruptedStep, 3> interrupted_;  // by class
   std::vector<Candidate> order_;
   Priority best_ = Priority::kInteractive;  // class of the first candidate
   int32_t beside_room_ = 0;                 // rows that worse classes may still have in this step

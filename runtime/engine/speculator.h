@@ -27,9 +27,11 @@ enum class SpeculationMode : int32_t {
 
 struct SpeculationOptions {
   SpeculationMode mode = SpeculationMode::kAuto;
-  bool lookup = true;              // drafts from the session's own text
-  bool mtp = true;                 // drafts from the model's MTP module, if it has one
-  bool require_mtp = false;        // a model without one is refused
+  bool lookup = true;  // drafts from the session's own text
+  bool mtp = true;     // drafts from the model's MTP module, if it has one
+  // It was asked for by name: a model without one is refused, and it drafts wherever it may pay.
+  // Otherwise only where it pays clearly, and never in kAlways.
+  bool require_mtp = false;
   int32_t max_draft = 0;           // tokens of one draft; 0: kMaxDraft
   std::vector<int32_t> reference;  // what the answer mostly copies; empty: nothing
 };
@@ -65,7 +67,7 @@ class Speculator {
 
   const SpeculationMode mode_;
   const int32_t max_draft_;
-  const bool mtp_;
+  const bool mtp_, mtp_named_;
   size_t prompt_ = 0;
   std::optional<PromptLookup> lookup_;
   std::optional<ReferenceText> reference_;

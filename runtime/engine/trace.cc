@@ -16,8 +16,11 @@ const char* const kClasses[] = {"interactive", "background", "idle"};
 
 }  // namespace
 
-Trace::Trace(AtomicFile file, uint64_t max_bytes)
-    : file_(std::move(file)), max_bytes_(max_bytes), start_ns_(monotonic_ns()) {
+Trace::Trace(std::optional<AtomicFile> file, WriteBytes write, uint64_t max_bytes)
+    : file_(std::move(file)),
+      write_(std::move(write)),
+      max_bytes_(max_bytes),
+      start_ns_(monotonic_ns()) {
   buffer_.reserve(kBufferBytes + kMaxEventBytes);
   buffer_ =
       "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"
@@ -27,12 +30,25 @@ Trace::Trace(AtomicFile file, uint64_t max_bytes)
 
 Result<std::unique_ptr<Trace>> Trace::create(const std::string& path, uint64_t max_bytes) {
   DSV3_ASSIGN(AtomicFile file, AtomicFile::create(path, 0600));
-  return std::unique_ptr<Trace>(new Trace(std::move(file), max_bytes));
+  return std::unique_ptr<Trace>(new Trace(std::move(file), {}, max_bytes));
+}
+
+std::unique_ptr<Trace> Trace::create(WriteBytes write, uint64_t max_bytes) {
+  return std::unique_ptr<Trace>(new Trace(std::nullopt, std::move(write), max_bytes));
+}
+
+const Status* Trace::new_error() noexcept {
+  return status_.ok() || std::exchange(told_, true) ? nullptr : &status_;
 }
 
 void Trace::flush() noexcept {
   if (buffer_.empty() || !status_.ok()) return;
-  status_ = file_.write_at(written_, buffer_.data(), buffer_.size());
+  try {
+    status_ = file_ ? file_->write_at(written_, buffer_.data(), buffer_.size())
+                    : write_(buffer_.data(), buffer_.size());
+  } catch (...) {
+    status_ = std::move(no_memory_);
+  }
   written_ += buffer_.size();
   buffer_.clear();
 }
@@ -44,7 +60,7 @@ void Trace::add(const char* fmt, ...) noexcept {
   const int size = std::vsnprintf(event, sizeof event, fmt, args);
   va_end(args);
   const auto bytes = static_cast<size_t>(size);
-  if (size < 0 || bytes >= sizeof event ||
+  if (!status_.ok() || size < 0 || bytes >= sizeof event ||
       written_ + buffer_.size() + bytes + 2 + kEndBytes > max_bytes_) {
     ++left_out_;
     return;
@@ -81,7 +97,7 @@ Status Trace::finish() {
   buffer_ += "\n],\"otherData\":{\"left_out\":" + std::to_string(left_out_) + "}}\n";
   flush();
   DSV3_TRY(status_);
-  return file_.commit();
+  return file_ ? file_->commit() : Status();
 }
 
 }  // namespace dsv3

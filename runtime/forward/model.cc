@@ -86,12 +86,18 @@ Status ForwardModel::run(const Step& step) {
   const auto hidden = static_cast<int32_t>(config.hidden_size);
   assert(rows > 0 && rows <= m.max_rows);
 
-  m.device->embed(m.weights.embed, step.tokens, m.a.x.at(), hidden);
+  if (step.first_layer == 0) {
+    m.device->embed(m.weights.embed, step.tokens, m.a.x.at(), hidden);
+  } else {
+    const size_t values = step.tokens.size() * static_cast<size_t>(hidden);
+    m.device->upload(bytes_of(m.a.x.at()), step.residual, values * sizeof(float));
+  }
   m.upload_rope(rows, step.sequences);
 
   const LayerContext context = m.layer_context(rows, step.sequences);
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+  for (int64_t i = step.first_layer; i < config.num_hidden_layers; ++i) {
     if (step.should_stop != nullptr && step.should_stop(step.should_stop_user)) {
+      m.stopped_before = i;
       return make_error(Code::kCancelled, "cancelled before layer %lld of %lld",
                         static_cast<long long>(i),
                         static_cast<long long>(config.num_hidden_layers));
@@ -104,6 +110,14 @@ Status ForwardModel::run(const Step& step) {
   m.device->rms_norm(m.a.x.at(), hidden, m.weights.final_norm, config.rms_norm_eps, rows, hidden,
                      m.a.hidden.at(), hidden);
   return m.device->synchronize();
+}
+
+int64_t ForwardModel::stopped_before() const { return impl_->stopped_before; }
+
+void ForwardModel::copy_residual(int32_t rows, float* out) {
+  const size_t values =
+      static_cast<size_t>(rows) * static_cast<size_t>(impl_->config().hidden_size);
+  impl_->device->download(out, bytes_of(impl_->a.x.at()), values * sizeof(float));
 }
 
 void ForwardModel::copy_hidden(int32_t begin, int32_t count, float* out) {

@@ -24,6 +24,10 @@ struct Step {
   // were written by then stand at positions nobody counts as computed yet.
   bool (*should_stop)(void*) = nullptr;
   void* should_stop_user = nullptr;
+  // Goes on with what copy_residual() gave when a step of the same rows had stopped before this
+  // layer, with the latents of the layers before in the same places. [rows, hidden], host.
+  int64_t first_layer = 0;
+  const float* residual = nullptr;
 };
 
 // Rows of the MTP module for one or several sequences: a row at slot p combines the embedding of
@@ -62,6 +66,10 @@ class ForwardModel {
 
   // Runs the main layers and the final norm over the step's rows.
   Status run(const Step& step);
+  // After a run() that stopped: before which layer, and the residual stream of its first `rows`
+  // rows there, to the host [rows, hidden].
+  int64_t stopped_before() const;
+  void copy_residual(int32_t rows, float* out);
   // Hidden states after the final norm of rows [begin, begin + count) of the last run, to the host.
   void copy_hidden(int32_t begin, int32_t count, float* out);  // [count, hidden]
   // Logits of some rows of the last run (or run_mtp), copied to host [rows, vocab]; at most

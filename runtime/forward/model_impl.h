@@ -46,7 +46,8 @@ struct ForwardModel::Impl {
   std::vector<kernels::RowStats> stats;
   std::vector<uint64_t> load;  // [layers, n_routed_experts]
   std::vector<int32_t> mtp_rows;
-  int32_t mtp_skipped = 0;  // 1 when the last run_mtp left its first row out
+  int64_t stopped_before = 0;  // layer, of the last run that did not come to its end
+  int32_t mtp_skipped = 0;     // 1 when the last run_mtp left its first row out
 };
 
 }  // namespace dsv3

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <csignal>
 #include <functional>
 #include <thread>
@@ -176,4 +177,79 @@ TEST_CASE("the library's threads block all signals") {
   for (int i = 0; i < 200; ++i) kill(getpid(), SIGUSR1);
   sigaction(SIGUSR1, &before, nullptr);
   CHECK(on_library_thread == 0);
+}
+
+TEST_CASE("two engines whose callbacks free each other's contexts wait for nobody") {
+  static std::atomic<int> arrived;
+  arrived = 0;
+  struct Side {
+    ModelHandle model = open_model();
+    dsv3_context* context = make_context(model.get()).release();
+    SessionHandle session = make_session(context);
+    dsv3_context* other = nullptr;
+    std::atomic<bool> called{false};
+    static void notify(void* user) {
+      auto* self = static_cast<Side*>(user);
+      if (self->called.exchange(true)) return;
+      ++arrived;
+      for (int i = 0; i < 10000 && arrived < 2; ++i) usleep(1000);
+      dsv3_context_free(self->other);  // carried out on this engine's thread, after the callback
+    }
+  };
+  alarm(60);  // a hang is a failure
+  for (int round = 0; round < 5; ++round) {
+    arrived = 0;
+    Side a, b;
+    a.other = b.context;
+    b.other = a.context;
+    std::vector<RequestHandle> requests;
+    for (Side* side : {&a, &b}) {
+      append(side->session.get(), {5, 6, 7, 8});
+      dsv3_request_options options = request_options();
+      options.max_tokens = 500;
+      options.ignore_eos = 1;
+      options.max_queued_events = 4096;
+      options.notify = Side::notify;
+      options.notify_user = side;
+      requests.push_back(start(side->session.get(), options));
+    }
+    for (const RequestHandle& request : requests) {
+      CHECK(finish(request.get()).reason == DSV3_FINISH_CANCELLED);
+    }
+    CHECK(arrived == 2);
+  }
+  alarm(0);
+}
+
+TEST_CASE("the child of a fork frees handles whose lock another thread held") {
+  Handles h;
+  const SessionHandle session = make_session(h.context.get());
+  append(session.get(), std::vector<int32_t>(2000, 9));
+  std::atomic<bool> stop{false};
+  std::thread holder([&] {
+    std::vector<int32_t> tokens(2000);
+    uint64_t needed = 0;
+    while (!stop) {
+      dsv3_session_get_tokens(session.get(), 0, tokens.data(), tokens.size(), &needed, nullptr);
+    }
+  });
+  int failures = 0;
+  for (int i = 0; i < 40; ++i) {
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      alarm(10);  // a hang is a failure
+      h.session.reset();
+      h.request.reset();
+      h.context.reset();
+      _exit(0);
+    }
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    failures += WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1;
+    if (failures > 0) break;
+  }
+  stop = true;
+  holder.join();
+  CHECK(failures == 0);
 }

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <thread>
 
 #include "tests/api/api_support.h"
 
@@ -368,6 +370,51 @@ TEST_CASE("cancel and deadline between drafts leave a valid session") {
   CHECK(tokens_of(session.get()) == whole);
 }
 
+TEST_CASE("a deadline that passes while a draft is verified") {
+  dsv3_context* context = shared().context.get();
+  const std::vector<int32_t> prompt = prompt_tokens(60);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 400;
+  options.ignore_eos = 1;
+  options.logprobs = 0;
+  options.speculation = DSV3_SPECULATION_OFF;
+  const Outcome expected = run(context, prompt, options);
+  struct Sleeper {
+    int calls = 0;
+    static void hook(void* user, float*, uint64_t, const int32_t*, uint64_t) {
+      if (++static_cast<Sleeper*>(user)->calls == 100) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+      }
+    }
+  } sleeper;
+  options.speculation = DSV3_SPECULATION_ALWAYS;
+  options.reference_tokens = expected.tokens.data();
+  options.reference_token_count = expected.tokens.size();
+  options.max_draft_tokens = 16;
+  options.deadline_ms = 1000;
+  options.logits_hook = Sleeper::hook;
+  options.logits_hook_user = &sleeper;
+  const SessionHandle session = make_session(context);
+  append(session.get(), prompt);
+  const Outcome outcome = generate(session.get(), options);
+  CHECK(outcome.reason == DSV3_FINISH_DEADLINE);
+  CHECK(outcome.statistics.accepted_tokens > 50);
+  // The step is committed; the next one does not begin.
+  REQUIRE(outcome.tokens.size() >= 100);
+  CHECK(outcome.tokens.size() <= 100 + 17);
+  CHECK(tokens_of(session.get()).size() == prompt.size() + outcome.tokens.size());
+  CHECK(std::equal(outcome.tokens.begin(), outcome.tokens.end(), expected.tokens.begin()));
+  // It goes on as if nothing had been drafted.
+  dsv3_request_options plain = request_options();
+  plain.max_tokens = 20;
+  plain.ignore_eos = 1;
+  plain.logprobs = 0;
+  plain.speculation = DSV3_SPECULATION_OFF;
+  const Outcome rest = generate(session.get(), plain);
+  const auto at = expected.tokens.begin() + static_cast<std::ptrdiff_t>(outcome.tokens.size());
+  CHECK(std::equal(rest.tokens.begin(), rest.tokens.end(), at));
+}
+
 TEST_CASE("sampled tokens have the model's distribution with drafts as without") {
   // The position after a short prompt, drawn with many seeds: the draft is the most likely token.
   dsv3_context* context = shared().context.get();
@@ -473,14 +520,21 @@ std::vector<std::string> source_files() {
 
 }  // namespace
 
-TEST_CASE("edits along a reference take at most a fifth of the steps") {
-  dsv3_context* context = shared().context.get();
+namespace {
+
+struct Edits {
+  uint64_t steps = 0, tokens = 0;
+  int worst_percent = 0;  // steps of tokens
+};
+
+// Edits [begin, end) of thirty, each of a file of this repository: a renamed identifier, or other
+// indentation. The reference is the old text, and a hook forces the new one.
+Edits make_edits(dsv3_context* context, size_t begin, size_t end, int32_t speculation) {
   const std::vector<std::string> files = source_files();
   REQUIRE(files.size() >= 30);
   const std::vector<int32_t> prompt = prompt_tokens(8);
-  uint64_t steps = 0, tokens = 0;
-  int worst_percent = 0;
-  for (size_t i = 0; i < 30; ++i) {
+  Edits sum;
+  for (size_t i = begin; i < end; ++i) {
     const std::string& file = files[i * files.size() / 30];
     const std::string before = read_bytes(file).substr(0, 2400);
     const std::string after = i % 3 == 2
@@ -498,19 +552,42 @@ TEST_CASE("edits along a reference take at most a fifth of the steps") {
     options.logits_hook_user = &forced;
     options.reference_text = before.data();
     options.reference_text_length = before.size();
-    options.speculation = DSV3_SPECULATION_ALWAYS;
+    options.speculation = speculation;
     const Outcome outcome = run(context, prompt, options);
     CAPTURE(file);
     REQUIRE(outcome.tokens == forced.target);
     CHECK(forced.in_order);
-    steps += outcome.statistics.decode_steps;
-    tokens += outcome.tokens.size();
-    worst_percent = std::max(worst_percent, static_cast<int>(outcome.statistics.decode_steps * 100 /
-                                                             outcome.tokens.size()));
-    MESSAGE(file << ": " << outcome.statistics.decode_steps << " steps for "
-                 << outcome.tokens.size() << " tokens");
+    const uint64_t steps = outcome.statistics.decode_steps, tokens = outcome.tokens.size();
+    sum.steps += steps;
+    sum.tokens += tokens;
+    sum.worst_percent = std::max(sum.worst_percent, static_cast<int>(steps * 100 / tokens));
+    MESSAGE(file << ": " << steps << " steps for " << tokens << " tokens");
   }
-  MESSAGE("30 edits: " << steps << " steps for " << tokens << " tokens");
-  CHECK(steps * 5 <= tokens);
-  CHECK(worst_percent <= 33);
+  MESSAGE("edits: " << sum.steps << " steps for " << sum.tokens << " tokens");
+  return sum;
+}
+
+}  // namespace
+
+TEST_CASE("edits along a reference take at most a fifth of the steps") {
+  const Edits edits = make_edits(shared().context.get(), 0, 30, DSV3_SPECULATION_ALWAYS);
+  CHECK(edits.steps * 5 <= edits.tokens);
+  CHECK(edits.worst_percent <= 33);
+}
+
+TEST_CASE("edits in a context that has served other requests are drafted at length too") {
+  const ContextHandle context = make_context(shared().model.get());
+  dsv3_request_options options = request_options();
+  options.max_tokens = 700;
+  options.ignore_eos = 1;
+  options.max_queued_events = 4096;
+  for (uint64_t i = 0; i < 8; ++i) {
+    options.temperature = i % 2 == 0 ? 0 : 0.9F;
+    options.seed = i;
+    options.speculation = i < 5 ? DSV3_SPECULATION_OFF : DSV3_SPECULATION_AUTO;
+    run(context.get(), prompt_tokens(200 + 100 * i), options);
+  }
+  make_edits(context.get(), 0, 5, DSV3_SPECULATION_AUTO);
+  const Edits edits = make_edits(context.get(), 5, 30, DSV3_SPECULATION_AUTO);
+  CHECK(edits.steps * 5 <= edits.tokens);
 }

@@ -1,8 +1,11 @@
 // What a context tells about itself: counters, the same as JSON, a trace.
 #include <doctest/doctest.h>
 
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "tests/api/request_support.h"
 
@@ -110,4 +113,119 @@ TEST_CASE("a trace holds the steps and the requests") {
   CHECK(nlohmann::json::parse(read_bytes(last)).contains("traceEvents"));
   CHECK(dsv3_context_trace_start(context.get(), "/nonexistent/trace", 1000, error.out()) ==
         DSV3_E_NOT_FOUND);
+}
+
+namespace {
+
+struct Writer {
+  std::string text;
+  int calls = 0;
+  bool fails = false;
+  static dsv3_status write(void* user, const void* bytes, uint64_t size) {
+    auto* self = static_cast<Writer*>(user);
+    ++self->calls;
+    if (self->fails) return DSV3_E_IO;
+    self->text.append(static_cast<const char*>(bytes), size);
+    return DSV3_OK;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a trace can go to a function, piece by piece") {
+  const ContextHandle context = make_context(shared().model.get());
+  Writer writer;
+  Error error;
+  CHECK(dsv3_context_trace_start_writer(context.get(), nullptr, nullptr, 1 << 20, error.out()) ==
+        DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "write");
+  REQUIRE(dsv3_context_trace_start_writer(context.get(), Writer::write, &writer, 1 << 20,
+                                          error.out()) == DSV3_OK);
+  CHECK(dsv3_context_trace_start_writer(context.get(), Writer::write, &writer, 1 << 20,
+                                        error.out()) == DSV3_E_BUSY);
+  const SessionHandle session = session_with(100, context.get());
+  generate(session.get(), plain(900));
+  CHECK(writer.calls > 0);  // not all of it at the end
+  REQUIRE(dsv3_context_trace_stop(context.get(), error.out()) == DSV3_OK);
+  const nlohmann::json trace = nlohmann::json::parse(writer.text);
+  uint64_t steps = 0;
+  for (const auto& event : trace["traceEvents"]) steps += event["name"] == "step" ? 1 : 0;
+  CHECK(steps == statistics_of(context.get()).steps);
+}
+
+TEST_CASE("a trace's writer that fails is told once, and the engine goes on") {
+  static std::atomic<int> warnings{0};
+  warnings = 0;
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.threads = 1;
+  options.log = [](void*, int32_t level, const char* message) {
+    if (level <= DSV3_LOG_WARNING && std::string(message).find("write") != std::string::npos) {
+      ++warnings;
+    }
+  };
+  Error error;
+  dsv3_context* raw = nullptr;
+  REQUIRE(dsv3_context_create(shared().model.get(), &options, &raw, error.out()) == DSV3_OK);
+  const ContextHandle context(raw);
+  Writer writer;
+  writer.fails = true;
+  REQUIRE(dsv3_context_trace_start_writer(raw, Writer::write, &writer, 64 << 20, error.out()) ==
+          DSV3_OK);
+  const SessionHandle session = session_with(20, raw);
+  CHECK(generate(session.get(), plain(1800)).tokens.size() == 1800);
+  CHECK(writer.calls == 1);
+  CHECK(warnings == 1);
+  CHECK(dsv3_context_trace_stop(raw, error.out()) == DSV3_E_IO);
+  CHECK(writer.calls == 1);
+  CHECK(dsv3_context_trace_stop(raw, error.out()) == DSV3_E_NOT_FOUND);
+}
+
+TEST_CASE("statistics do not wait for the step in flight") {
+  const ContextHandle context = make_context(shared().model.get());
+  struct Gate {
+    std::atomic<bool> inside{false}, open{false}, gave_up{false};
+    static void hook(void* user, float*, uint64_t, const int32_t*, uint64_t) {
+      auto* self = static_cast<Gate*>(user);
+      self->inside = true;
+      for (int i = 0; i < 5000 && !self->open; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      if (!self->open) self->gave_up = true;
+    }
+  } gate;
+  dsv3_request_options options = plain(1);
+  options.logits_hook = Gate::hook;
+  options.logits_hook_user = &gate;
+  const SessionHandle session = session_with(50, context.get());
+  const RequestHandle request = start(session.get(), options);
+  while (!gate.inside) std::this_thread::yield();
+  CHECK(json_of(context.get())["expert_load"].size() == 7);
+  statistics_of(context.get());
+  gate.open = true;
+  finish(request.get());
+  CHECK_FALSE(gate.gave_up);
+}
+
+TEST_CASE("a slow consumer that makes room interrupts worse work like a new request") {
+  const ContextHandle context = make_context(shared().model.get());
+  dsv3_request_options slow = plain(40);
+  slow.max_queued_events = 1;
+  const SessionHandle session = session_with(50, context.get());
+  const RequestHandle request = start(session.get(), slow);
+  dsv3_event event;
+  event.struct_size = sizeof event;
+  REQUIRE(dsv3_request_next(request.get(), 5000, &event, nullptr) == DSV3_OK);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const SessionHandle long_one = session_with(1900, context.get());
+  dsv3_request_options worse = plain(1);
+  worse.priority = DSV3_PRIORITY_BACKGROUND;
+  const RequestHandle background = start(long_one.get(), worse);
+  for (int i = 0; i < 15; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    REQUIRE(dsv3_request_next(request.get(), 5000, &event, nullptr) == DSV3_OK);
+  }
+  finish(background.get());
+  dsv3_request_cancel(request.get());
+  CHECK(statistics_of(context.get()).steps_abandoned > 2);
 }

@@ -9,6 +9,7 @@
 #include "runtime/engine/draft_control.h"
 #include "runtime/engine/draft_lookup.h"
 #include "runtime/engine/draft_reference.h"
+#include "runtime/engine/speculator.h"
 #include "tests/support/support.h"
 
 using namespace dsv3;        // NOLINT
@@ -244,6 +245,43 @@ TEST_CASE("costs: measured where measured, between in a line, beyond with cautio
   CHECK(costs.of(last) > costs.of(1));
 }
 
+TEST_CASE("costs: wide steps do not become dearer while only narrow ones are measured") {
+  StepCosts costs;
+  uint32_t seed = 3;
+  // Most steps take their time, some are interrupted.
+  const auto noise = [&] {
+    seed = seed * 1664525 + 1013904223;
+    const uint32_t kind = seed >> 24;
+    return kind < 25 ? 3.0 : kind < 100 ? 1.2 : 1.0;
+  };
+  for (int i = 0; i < 50; ++i) {
+    costs.record(1, static_cast<int64_t>(1000 * noise()));
+    costs.record(16, static_cast<int64_t>(4000 * noise()));
+  }
+  const double before = costs.of(16) / costs.of(1);
+  CHECK(before > 3);
+  CHECK(before < 5);
+  for (int i = 0; i < 20000; ++i) {
+    costs.record(1, static_cast<int64_t>(1000 * noise()));
+    const double ratio = costs.of(16) / costs.of(1);
+    REQUIRE(ratio < before * 1.3);
+    REQUIRE(ratio > before / 1.3);
+  }
+}
+
+TEST_CASE("costs: a slow wide step is not believed for ever") {
+  StepCosts costs;
+  for (int i = 0; i < 100; ++i) costs.record(1, 1000);
+  for (int i = 0; i < 8; ++i) costs.record(33, 90'000);
+  CHECK(costs.of(33) > 50'000);
+  for (int i = 0; i < 2000; ++i) costs.record(1, 1000);
+  CHECK(costs.of(33) < 20'000);  // as little as if it had never been measured
+  // What speaks for it stays.
+  for (int i = 0; i < 8; ++i) costs.record(33, 3000);
+  for (int i = 0; i < 2000; ++i) costs.record(1, 1000);
+  CHECK(costs.of(33) < 3500);
+}
+
 namespace {
 
 // A request of many steps with drafts that are right with some chance, on a machine where a step of
@@ -316,4 +354,57 @@ TEST_CASE("control: drafts that are right are verified at length") {
 TEST_CASE("control: nothing is drafted before a plain step was measured") {
   const DraftControl control;
   CHECK(control.plan(DraftExperience(), DraftSource::kReference, 20, 16, 0, 0).length == 0);
+}
+
+namespace {
+
+// Steps of one request with no repetition in its answer, on a machine where a step of n rows takes
+// 1000 + slope * (n - 1) and a guess of the MTP module `mtp_ns`; guesses are right with a chance of
+// 0.7. Returns the share of steps with an MTP draft.
+double share_with_mtp(bool named, double slope, double mtp_ns) {
+  SpeculationOptions options;
+  options.require_mtp = named;
+  DraftExperience shared;
+  Speculator speculator(options, 4000, /*has_mtp=*/true);
+  Tokens tokens = {0};
+  speculator.begin(1);
+  uint32_t seed = 11;
+  int steps = 0, with = 0;
+  while (tokens.size() < 4000) {
+    const auto time = [&](size_t rows) { return 1000 + slope * (static_cast<double>(rows) - 1); };
+    const Tokens draft(speculator.draft().begin(), speculator.draft().end());
+    size_t right = 0;
+    while (right < draft.size() && draft[right] == static_cast<int32_t>(tokens.size())) {
+      tokens.push_back(draft[right++]);
+    }
+    tokens.push_back(static_cast<int32_t>(tokens.size()));
+    speculator.learn(&shared, tokens, static_cast<int32_t>(right + 1),
+                     static_cast<int32_t>(draft.size()), 0);
+    shared.costs.record(static_cast<int64_t>(draft.size() + 1),
+                        static_cast<int64_t>(time(draft.size() + 1)));
+    speculator.propose(shared, tokens, 0, 1000);
+    ++steps;
+    const int32_t depth = speculator.mtp_depth();
+    if (depth == 0) continue;
+    ++with;
+    MtpGuesses guesses;
+    for (guesses.count = 0; guesses.count < depth; ++guesses.count) {
+      seed = seed * 1664525 + 1013904223;
+      const bool good = seed >> 8 < (7u << 24) / 10;
+      const auto next = static_cast<int32_t>(tokens.size()) + guesses.count;
+      guesses.guesses[static_cast<size_t>(guesses.count)] = {good ? next : -1, 0.8F};
+    }
+    shared.mtp_ns[static_cast<size_t>(depth - 1)] = mtp_ns * depth;
+    speculator.mtp_drafted(shared, guesses, mtp_ns * depth, 0);
+  }
+  return static_cast<double>(with) / steps;
+}
+
+}  // namespace
+
+TEST_CASE("MTP drafts unasked where they pay clearly, and nearly nowhere else") {
+  CHECK(share_with_mtp(/*named=*/false, 150, 40) > 0.8);   // a large model
+  CHECK(share_with_mtp(/*named=*/false, 400, 300) < 0.1);  // a small one: a gain of nothing
+  CHECK(share_with_mtp(/*named=*/false, 900, 300) < 0.05);
+  CHECK(share_with_mtp(/*named=*/true, 300, 250) > 0.5);  // a gain of a tenth
 }
