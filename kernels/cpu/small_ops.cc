@@ -73,33 +73,45 @@ void CpuDevice::rms_norm(Dev<const float> x, int64_t x_stride, Dev<const float> 
   });
 }
 
-void CpuDevice::rope_append(const RopeAppendArgs& args) {
+namespace {
+
+// A row's way into its page: its positions' neighbours share its cache lines, but no value of it.
+void append_row(const RopeAppendArgs& args, const Micro& micro, const SequenceRows& seq, int32_t i,
+                float* latent) {
   const MlaShape& s = args.shape;
   const int32_t pairs = s.qk_rope_head_dim / 2;
-  const double ns = s.heads * s.qk_rope_head_dim + 2.0 * s.latent_dim();
-  for (const SequenceRows& seq : args.sequences) {
-    for_rows(seq.rows, ns, [&](int32_t i, int worker) {
-      const int64_t row = seq.row_begin + i;
-      const float* cos = args.cos.get() + row * pairs;
-      const float* sin = args.sin.get() + row * pairs;
-      for (int32_t h = 0; h < s.heads; ++h) {
-        float* q = args.q.get() + (row * s.heads + h) * s.qk_head_dim() + s.qk_nope_head_dim;
-        rotate(q, cos, sin, pairs, q);
-      }
-      float* latent = workers_[static_cast<size_t>(worker)].latent.get();
-      const float* kv = args.kv.get() + row * s.latent_dim();
-      micro_->rms_norm(kv, args.gamma.get(), args.eps, s.kv_lora_rank, latent);
-      rotate(kv + s.kv_lora_rank, cos, sin, pairs, latent + s.kv_lora_rank);
-      // Positions of a page share its cache lines, but no value of it.
-      const int64_t position = seq.first_position + i;
-      auto* page =
-          reinterpret_cast<uint16_t*>(seq.pages[position / kPageKeys].get() + args.page_offset) +
-          position % kPageKeys * 2;
-      for (int32_t d = 0; d < s.latent_dim(); ++d) {
-        page[int64_t{d / 2} * kPageKeys * 2 + d % 2] = bf16_from_float(latent[d]);
-      }
-    });
+  const int64_t row = seq.row_begin + i;
+  const float* cos = args.cos.get() + row * pairs;
+  const float* sin = args.sin.get() + row * pairs;
+  for (int32_t h = 0; h < s.heads; ++h) {
+    float* q = args.q.get() + (row * s.heads + h) * s.qk_head_dim() + s.qk_nope_head_dim;
+    rotate(q, cos, sin, pairs, q);
   }
+  const float* kv = args.kv.get() + row * s.latent_dim();
+  micro.rms_norm(kv, args.gamma.get(), args.eps, s.kv_lora_rank, latent);
+  rotate(kv + s.kv_lora_rank, cos, sin, pairs, latent + s.kv_lora_rank);
+  latent[s.latent_dim()] = 0;  // the other half of an odd last pair
+  const int64_t position = seq.first_position + i;
+  std::byte* page = seq.pages[position / kPageKeys].get() + args.page_offset +
+                    position % kPageKeys * int64_t{2 * sizeof(uint16_t)};
+  for (int32_t d = 0; d < s.latent_dim(); d += 2) {
+    const uint16_t pair[] = {bf16_from_float(latent[d]), bf16_from_float(latent[d + 1])};
+    std::memcpy(page + int64_t{d} * kPageKeys * int64_t{sizeof(uint16_t)}, pair, sizeof pair);
+  }
+}
+
+}  // namespace
+
+void CpuDevice::rope_append(const RopeAppendArgs& args) {
+  const MlaShape& s = args.shape;
+  const double ns = s.heads * s.qk_rope_head_dim + 2.0 * s.latent_dim();
+  int32_t rows = 0;
+  for (const SequenceRows& seq : args.sequences) rows += seq.rows;
+  for_rows(rows, ns, [&](int32_t i, int worker) {
+    const SequenceRows* seq = args.sequences.data();
+    for (; i >= seq->rows; ++seq) i -= seq->rows;
+    append_row(args, *micro_, *seq, i, workers_[static_cast<size_t>(worker)].latent.get());
+  });
 }
 
 struct RouteJob {
@@ -107,6 +119,20 @@ struct RouteJob {
   const RouteArgs* args;
   TiledWeights gate;
   int32_t panels;
+
+  static constexpr int32_t kChoiceRows = 4;
+
+  // Task: the choices of some rows.
+  static void choices(void* context, int task, int worker) {
+    const RouteJob& job = *static_cast<RouteJob*>(context);
+    const RouteArgs& a = *job.args;
+    float* scratch = job.device->workers_[static_cast<size_t>(worker)].route.get();
+    const int64_t end = std::min<int64_t>(a.rows, int64_t{task + 1} * kChoiceRows);
+    for (int64_t r = int64_t{task} * kChoiceRows; r < end; ++r) {
+      route_row(a, job.device->route_logits_.get() + r * a.gate.n, scratch,
+                a.expert_ids + r * a.top_k, a.expert_weights + r * a.top_k);
+    }
+  }
 
   // Task: one group of tiles for one panel of rows.
   static void scores(void* context, int task, int worker) {
@@ -144,12 +170,11 @@ void CpuDevice::route(const RouteArgs& args) {
     packed_rows_[static_cast<size_t>(r)] = padded;
   }
   const auto groups = static_cast<int>((tiles_of(args.gate.n) + kGroupTiles - 1) / kGroupTiles);
-  const Pool::Phase phase{RouteJob::scores, &job, groups * job.panels};
-  run({&phase, 1}, gemm_ns(args.gate, 4 * args.rows));
-  for (int64_t r = 0; r < args.rows; ++r) {
-    route_row(args, route_logits_.get() + r * args.gate.n, route_scratch_.get(),
-              args.expert_ids + r * args.top_k, args.expert_weights + r * args.top_k);
-  }
+  const Pool::Phase phases[] = {
+      {RouteJob::scores, &job, groups * job.panels},
+      {RouteJob::choices, &job, (args.rows + RouteJob::kChoiceRows - 1) / RouteJob::kChoiceRows}};
+  // A choice takes about ten nanoseconds for each expert.
+  run(phases, gemm_ns(args.gate, 4 * args.rows) + 10.0 * args.gate.n * args.rows);
 }
 
 void CpuDevice::add(Dev<float> y, Dev<const float> x, size_t count) {
