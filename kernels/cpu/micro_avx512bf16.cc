@@ -311,30 +311,30 @@ void direct(const GemmArgs& a) {
 constexpr int kPanelRows = 6;  // 6 rows x 4 tiles = 24 of the 32 registers
 
 // Weights to fetch while the block before them is multiplied: 64 bytes of each tile for every
-// `every` pairs.
+// `every` pairs. Each pass over the rows fetches a part, so that memory is asked evenly.
 struct Ahead {
   const uint8_t* w = nullptr;
   int64_t tile_stride = 0;
-  int every = 1;
+  int32_t every = 1;
 };
 
-// acc[r][t] = sum over pairs of w[t][pair] * x[r][pair]. Fetches, if told, what will be needed
-// next: `ahead` bytes for every pair of every tile.
 template <int kR, int kT>
 inline void panel_dot(const uint8_t* w, int64_t tile_stride, int64_t pair_stride, int32_t pairs,
                       const uint32_t* const* x, __m512 (*acc)[kT], const Ahead& ahead = {}) {
   for (int r = 0; r < kR; ++r) {
     for (int t = 0; t < kT; ++t) acc[r][t] = _mm512_setzero_ps();
   }
+  const uint8_t* line = ahead.w;
+  int32_t due = line == nullptr ? -1 : 0;
   for (int32_t i = 0; i < pairs; ++i) {
     __m512i v[kT];
 #pragma GCC unroll 4
     for (int t = 0; t < kT; ++t) v[t] = load64(w + t * tile_stride + i * pair_stride);
-    if (ahead.w != nullptr && i % ahead.every == 0) {
+    if (i == due) {
 #pragma GCC unroll 4
-      for (int t = 0; t < kT; ++t) {
-        _mm_prefetch(ahead.w + t * ahead.tile_stride + i / ahead.every * 64, _MM_HINT_T0);
-      }
+      for (int t = 0; t < kT; ++t) _mm_prefetch(line + t * ahead.tile_stride, _MM_HINT_T0);
+      line += 64;
+      due += ahead.every;
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kR; ++r) {
@@ -366,9 +366,11 @@ void gemm_block(const GemmArgs& a, const Scales& scales, const uint8_t* w, int64
   __m512 scale[kT];
   for (int t = 0; t < kT; ++t) scale[t] = scales.get(t, begin / (a.w.block_k / 2));
   int32_t row = 0;
+  ahead.every *= (a.rows + kPanelRows - 1) / kPanelRows;
+  const int64_t part = int64_t{64} * ((pairs + ahead.every - 1) / ahead.every);
   for (; row + kPanelRows <= a.rows; row += kPanelRows) {
     gemm_rows<kPanelRows, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
-    ahead.w = nullptr;
+    ahead.w += part;
   }
   switch (a.rows - row) {
     case 1:
