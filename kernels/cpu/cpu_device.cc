@@ -107,6 +107,7 @@ void CpuDevice::reserve_all(const Limits& wanted) {
   ffn_first_cell_.resize(std::max(ffn_first_cell_.size(), groups));
   ffn_first_task_.resize(std::max(ffn_first_task_.size(), groups + 1));
   route_logits_ = host_array<float>(rows * padded(l.experts));
+  route_scratch_ = host_array<float>(2 * padded(l.experts));
 
   workers_.resize(static_cast<size_t>(threads()));
   for (WorkerScratch& w : workers_) {
@@ -117,7 +118,6 @@ void CpuDevice::reserve_all(const Limits& wanted) {
     w.slot_weights = host_array<float>(static_cast<size_t>(l.ffn_slots));
     w.attention = host_array<std::byte>(attention_scratch_bytes(l.mla, micro_->native));
     w.latent = host_array<float>(padded(l.mla.latent_dim()));
-    w.route = host_array<float>(2 * padded(l.experts));
   }
 }
 

@@ -57,7 +57,6 @@ class CpuDevice final : public HostDevice {
     HostBuffer<float> slot_weights;       // [slots]
     HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
     HostBuffer<float> latent;             // [latent_dim] of one row, and its padding
-    HostBuffer<float> route;              // [2 * experts]: choosing
   };
 
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
@@ -87,6 +86,7 @@ class CpuDevice final : public HostDevice {
   std::vector<int32_t> ffn_first_cell_;  // by group
   std::vector<int32_t> ffn_first_task_;  // by group, and the total
   HostBuffer<float> route_logits_;       // [rows, experts]
+  HostBuffer<float> route_scratch_;      // [2 * experts]
 };
 
 // Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.

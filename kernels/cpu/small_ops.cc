@@ -120,20 +120,6 @@ struct RouteJob {
   TiledWeights gate;
   int32_t panels;
 
-  static constexpr int32_t kChoiceRows = 4;
-
-  // Task: the choices of some rows.
-  static void choices(void* context, int task, int worker) {
-    const RouteJob& job = *static_cast<RouteJob*>(context);
-    const RouteArgs& a = *job.args;
-    float* scratch = job.device->workers_[static_cast<size_t>(worker)].route.get();
-    const int64_t end = std::min<int64_t>(a.rows, int64_t{task + 1} * kChoiceRows);
-    for (int64_t r = int64_t{task} * kChoiceRows; r < end; ++r) {
-      route_row(a, job.device->route_logits_.get() + r * a.gate.n, scratch,
-                a.expert_ids + r * a.top_k, a.expert_weights + r * a.top_k);
-    }
-  }
-
   // Task: one group of tiles for one panel of rows.
   static void scores(void* context, int task, int worker) {
     const RouteJob& job = *static_cast<RouteJob*>(context);
@@ -170,11 +156,12 @@ void CpuDevice::route(const RouteArgs& args) {
     packed_rows_[static_cast<size_t>(r)] = padded;
   }
   const auto groups = static_cast<int>((tiles_of(args.gate.n) + kGroupTiles - 1) / kGroupTiles);
-  const Pool::Phase phases[] = {
-      {RouteJob::scores, &job, groups * job.panels},
-      {RouteJob::choices, &job, (args.rows + RouteJob::kChoiceRows - 1) / RouteJob::kChoiceRows}};
-  // A choice takes about ten nanoseconds for each expert.
-  run(phases, gemm_ns(args.gate, 4 * args.rows) + 10.0 * args.gate.n * args.rows);
+  const Pool::Phase phase{RouteJob::scores, &job, groups * job.panels};
+  run({&phase, 1}, gemm_ns(args.gate, 4 * args.rows));
+  for (int64_t r = 0; r < args.rows; ++r) {
+    route_row(args, route_logits_.get() + r * args.gate.n, route_scratch_.get(),
+              args.expert_ids + r * args.top_k, args.expert_weights + r * args.top_k);
+  }
 }
 
 void CpuDevice::add(Dev<float> y, Dev<const float> x, size_t count) {
