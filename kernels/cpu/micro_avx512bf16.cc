@@ -245,33 +245,16 @@ template <int kR, int kS, bool kF8>
 }
 
 constexpr int32_t kDirectRows = 8;  // of one direct_rows at most
+// One row needs four tiles for enough independent sums, and memory does better with four streams;
+// beyond four rows two tiles are all that fits.
+constexpr int32_t kFourTileRows = 4;
 
-template <int kS, bool kF8>
+template <int kS, bool kF8, int kR = 1>
 inline void direct_some(const GemmArgs& a, const Streams& in, int32_t tile, int32_t row,
                         int32_t rows) {
-  switch (rows) {
-    case 1:
-      return direct_rows<1, kS, kF8>(a, in, tile, row);
-    case 2:
-      return direct_rows<2, kS, kF8>(a, in, tile, row);
-    case 3:
-      return direct_rows<3, kS, kF8>(a, in, tile, row);
-    case 4:
-      return direct_rows<4, kS, kF8>(a, in, tile, row);
-    default:
-      break;
-  }
-  if constexpr (kS <= 2) {
-    switch (rows) {
-      case 5:
-        return direct_rows<5, kS, kF8>(a, in, tile, row);
-      case 6:
-        return direct_rows<6, kS, kF8>(a, in, tile, row);
-      case 7:
-        return direct_rows<7, kS, kF8>(a, in, tile, row);
-      default:
-        return direct_rows<8, kS, kF8>(a, in, tile, row);
-    }
+  if (rows == kR) return direct_rows<kR, kS, kF8>(a, in, tile, row);
+  if constexpr (kR < (kS == 4 ? kFourTileRows : kDirectRows)) {
+    direct_some<kS, kF8, kR + 1>(a, in, tile, row, rows);
   }
 }
 
@@ -292,10 +275,6 @@ int32_t direct_tiles(const GemmArgs& a, const Streams& in, int32_t tile) {
   }
   return tile;
 }
-
-// One row needs four tiles for enough independent sums, and memory does better with four streams;
-// beyond four rows two tiles are all that fits.
-constexpr int32_t kFourTileRows = 4;
 
 template <bool kF8>
 void direct(const GemmArgs& a) {
