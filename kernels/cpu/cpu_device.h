@@ -56,7 +56,7 @@ class CpuDevice final : public HostDevice {
     HostBuffer<const float*> slot_parts;  // [slots]
     HostBuffer<float> slot_weights;       // [slots]
     HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
-    HostBuffer<float> latent;             // [latent_dim] of one row
+    HostBuffer<float> latent;             // [latent_dim] of one row, and its padding
   };
 
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
