@@ -302,7 +302,9 @@ void Engine::count_step(const StepPlan& plan, bool abandoned) {
     const std::lock_guard lock(mutex_);
     ++statistics_.steps;
     statistics_.steps_abandoned += abandoned ? 1 : 0;
-    if (first_layer_ == 0) statistics_.rows += step_tokens_.size();
+    // Not those of a step that went on, nor of one that gave way before it began.
+    const bool computed = !abandoned || forward_->stopped_before() > 0;
+    if (first_layer_ == 0 && computed) statistics_.rows += step_tokens_.size();
     statistics_.step_ns += static_cast<uint64_t>(now - step_begin_ns_);
     const std::vector<uint64_t>& load = forward_->expert_load();
     std::copy(load.begin(), load.end(), expert_load_.begin());
