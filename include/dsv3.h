@@ -733,6 +733,7 @@ typedef struct dsv3_benchmark_options {
   int32_t head;
   int32_t quick;                       /* 1: the short lines only; default 0 */
   int32_t profile;                     /* 1: each line's time by operations as well; default 0 */
+  int32_t scaling;                     /* 1: some lines on one thread as well; default 0 */
   const dsv3_context_options *context; /* threads and kernels; may be NULL */
   dsv3_progress_fn progress;           /* in lines of the result */
   void *progress_user;
@@ -741,11 +742,15 @@ typedef struct dsv3_benchmark_options {
 
 DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint32_t struct_size);
 
-/* Measures the machine's limits (read bandwidth, multiply-adds) and then, in the same run, decoding
- * and prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
+/* Measures the machine's limits (read bandwidth, multiply-adds) and, in turns with them, decoding and
+ * prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
  * "model" and "lines", each line with its seconds, tokens_per_second, bytes, flops and
  * percent_of_limit; with `profile` also "profile", the time, bytes and flops of each kind of operation
- * in one more repeat. The limits are measured before and after the lines; the better figures count. */
+ * in one more repeat. The line "first token" is the first step after opening, measured once, with its
+ * page_faults. With `scaling` the first decoding line and the longest prompt's are measured for one
+ * thread too, and "scaling" says how many times the figures of one thread all threads reach: read
+ * bandwidth, multiply-adds, decode, prefill. A line's limits are measured between its repeats: on a
+ * machine that others use they wander as the line does. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
                                     dsv3_error **error);
 

@@ -13,7 +13,7 @@
 namespace dsv3::kernels {
 namespace {
 
-constexpr int kTries = 10;
+constexpr int kPasses = 9;
 constexpr size_t kMemoryBytes = size_t{512} << 20;
 constexpr size_t kCacheBytes = size_t{256} << 10;  // of one thread: within any L2
 constexpr size_t kTaskBytes = size_t{1} << 20;
@@ -26,14 +26,19 @@ struct Job {
   const uint8_t* data = nullptr;
   size_t bytes = 0;
   int streams = 1;
+  size_t pass = 0;
   std::atomic<uint64_t> sum{0};
   std::atomic<int64_t> operations{0};
 };
 
 void read_memory(void* context, int task, int) {
   Job& job = *static_cast<Job*>(context);
-  const size_t begin = static_cast<size_t>(task) * kTaskBytes;
-  job.sum ^= job.peak->read(job.data + begin, std::min(kTaskBytes, job.bytes - begin), job.streams);
+  // Pieces lie evenly all over the memory; each pass takes others than the last one.
+  const size_t pieces = job.bytes / kTaskBytes;
+  const size_t step = pieces / (kMemoryBytes / kTaskBytes);
+  const size_t piece =
+      step < 2 ? static_cast<size_t>(task) : static_cast<size_t>(task) * step + job.pass % step;
+  job.sum ^= job.peak->read(job.data + piece * kTaskBytes, kTaskBytes, job.streams);
 }
 
 void read_cache(void* context, int task, int) {
@@ -60,71 +65,97 @@ const Peak* peak_of(std::string_view kernels) {
   return peak_portable();
 }
 
-double best_seconds(Pool* pool, Job* job, void (*run)(void*, int, int), int tasks) {
-  const Pool::Phase phase{run, job, tasks};
-  double best = 1e9;
-  for (int i = 0; i < kTries; ++i) {
-    job->operations = 0;
-    const int64_t begin = monotonic_ns();
-    pool->run({&phase, 1});
-    best = std::min(best, static_cast<double>(monotonic_ns() - begin) * 1e-9);
-  }
-  return best;
-}
-
 }  // namespace
 
-MachineLimits measure_machine(const Device* device) {
-  MachineLimits limits;
-  const int threads = device->threads();
-  Result<std::unique_ptr<Pool>> created = Pool::create(threads, false);
-  if (!created.ok()) return limits;
-  Pool* pool = created->get();
-  Job job;
-  job.peak = peak_of(device->name());
-  limits.dot = job.peak->dot_name;
-  // Four tasks a thread: one that was descheduled for a moment does not set the figure alone.
-  const auto dot_rate = [&](double (*dot)(int64_t)) {
-    job.dot = dot;
-    const double seconds = best_seconds(pool, &job, compute, 4 * threads);
-    return static_cast<double>(job.operations.load()) / seconds;
-  };
-  limits.dot_flops_per_second = dot_rate(job.peak->dot);
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
-    limits.int8_ops_per_second = dot_rate(int8_peak_avx512vnni);
-  }
-#endif
-
-  size_t bytes = kMemoryBytes;
-  HostBuffer<uint8_t> buffer;
-  for (; buffer == nullptr && bytes >= 64 * kTaskBytes; bytes /= 2) {
-    buffer.reset(static_cast<uint8_t*>(host_alloc(bytes, kPageAlign)));
-    if (buffer != nullptr) break;
-  }
-  if (buffer == nullptr) return limits;
-  std::memset(buffer.get(), 1, bytes);
-  job.data = buffer.get();
-  job.bytes = bytes;
-  for (const int streams : {1, 2, 4, 8}) {
-    job.streams = streams;
-    const double seconds =
-        best_seconds(pool, &job, read_memory, static_cast<int>(bytes / kTaskBytes));
-    limits.read_bytes_per_second =
-        std::max(limits.read_bytes_per_second, static_cast<double>(bytes) / seconds);
-  }
-  limits.cache_bytes_per_second = static_cast<double>(threads) * kCacheBytes * kCachePasses /
-                                  best_seconds(pool, &job, read_cache, threads);
-  return limits;
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
 }
 
-MachineLimits greater(const MachineLimits& a, const MachineLimits& b) {
-  MachineLimits limits = a;
-  const auto raise = [&](double MachineLimits::*of) { limits.*of = std::max(a.*of, b.*of); };
-  raise(&MachineLimits::read_bytes_per_second);
-  raise(&MachineLimits::cache_bytes_per_second);
-  raise(&MachineLimits::dot_flops_per_second);
-  raise(&MachineLimits::int8_ops_per_second);
+struct MachineProbe::Impl {
+  const char* kernels = "";
+  std::unique_ptr<Pool> pool;
+  HostBuffer<uint8_t> buffer;  // where it has memory of its own
+  Job job;
+
+  double seconds(void (*body)(void*, int, int), int tasks) {
+    const Pool::Phase phase{body, &job, tasks};
+    job.operations = 0;
+    const int64_t begin = monotonic_ns();
+    pool->run({&phase, 1});
+    return static_cast<double>(monotonic_ns() - begin) * 1e-9;
+  }
+  double read_rate() {
+    if (job.data == nullptr) return 0;
+    const size_t tasks = std::min(job.bytes, kMemoryBytes) / kTaskBytes;
+    ++job.pass;
+    const double time = seconds(read_memory, static_cast<int>(tasks));
+    return static_cast<double>(tasks * kTaskBytes) / time;
+  }
+  // Four tasks a thread: one that was descheduled for a moment does not set the figure alone.
+  double dot_rate(double (*dot)(int64_t)) {
+    job.dot = dot;
+    const double time = seconds(compute, 4 * pool->threads());
+    return static_cast<double>(job.operations.load()) / time;
+  }
+  template <class Rate>
+  static double median_of(const Rate& rate) {
+    std::vector<double> rates;
+    for (int i = 0; i < kPasses; ++i) rates.push_back(rate());
+    return median(std::move(rates));
+  }
+};
+
+MachineProbe::MachineProbe(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+MachineProbe::~MachineProbe() = default;
+
+Result<std::unique_ptr<MachineProbe>> MachineProbe::create(const Device* device,
+                                                           std::span<const uint8_t> memory) {
+  auto impl = std::make_unique<Impl>();
+  DSV3_ASSIGN(impl->pool, Pool::create(device->threads(), false));
+  impl->job.peak = peak_of(device->name());
+  impl->job.bytes = memory.size();
+  if (memory.size() >= kMemoryBytes) impl->job.data = memory.data();
+  for (size_t bytes = kMemoryBytes; impl->job.data == nullptr && bytes >= 64 * kTaskBytes;
+       bytes /= 2) {
+    impl->buffer.reset(static_cast<uint8_t*>(host_alloc(bytes, kPageAlign)));
+    if (impl->buffer == nullptr) continue;
+    std::memset(impl->buffer.get(), 1, bytes);
+    impl->job.data = impl->buffer.get();
+    impl->job.bytes = bytes;
+  }
+  return std::unique_ptr<MachineProbe>(new MachineProbe(std::move(impl)));
+}
+
+double MachineProbe::read_pass() { return impl_->read_rate(); }
+double MachineProbe::dot_pass() { return impl_->dot_rate(impl_->job.peak->dot); }
+
+MachineLimits MachineProbe::measure() {
+  MachineLimits limits;
+  Job& job = impl_->job;
+  limits.dot = job.peak->dot_name;
+  limits.dot_flops_per_second = Impl::median_of([&] { return dot_pass(); });
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
+    limits.int8_ops_per_second =
+        Impl::median_of([&] { return impl_->dot_rate(int8_peak_avx512vnni); });
+  }
+#endif
+  if (job.data == nullptr) return limits;  // no memory
+  int best = 1;
+  for (const int streams : {1, 2, 4, 8}) {
+    job.streams = streams;
+    const double rate = Impl::median_of([&] { return read_pass(); });
+    if (rate > limits.read_bytes_per_second) {
+      limits.read_bytes_per_second = rate;
+      best = streams;
+    }
+  }
+  job.streams = best;
+  const int threads = impl_->pool->threads();
+  limits.cache_bytes_per_second =
+      static_cast<double>(threads) * kCacheBytes * kCachePasses /
+      Impl::median_of([&] { return impl_->seconds(read_cache, threads); });
   return limits;
 }
 

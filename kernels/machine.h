@@ -2,7 +2,12 @@
 // beside.
 #pragma once
 
+#include <memory>
+#include <span>
+#include <vector>
+
 #include "kernels/kernels.h"
+#include "runtime/base/status.h"
 
 namespace dsv3::kernels {
 
@@ -16,13 +21,30 @@ struct MachineLimits {
   double int8_ops_per_second = 0;  // the same of INT8 dot products; 0 where there are none
 };
 
-// Uses as many threads as the device. Takes about a second and 512 MiB (in huge pages where the
-// system gives them, as the weights are) for that time, less where that is not to be had. The best
-// of several tries and of several numbers of parallel streams: what the machine can do, not what
-// its other users left over.
-MachineLimits measure_machine(const Device* device);
+// Measures the limits with as many threads as a device has.
+class MachineProbe {
+ public:
+  // Reads are measured on `memory` where it is 512 MiB or more, each pass on pieces from all over
+  // it: on a machine with several memory nodes what one stretch delivers says little of another.
+  // Otherwise on 512 MiB of its own, in huge pages where the system gives them, or less.
+  static Result<std::unique_ptr<MachineProbe>> create(const Device* device,
+                                                      std::span<const uint8_t> memory = {});
+  ~MachineProbe();
 
-// The larger of two measurements, figure by figure: of one before and one after a benchmark.
-MachineLimits greater(const MachineLimits& a, const MachineLimits& b);
+  // Everything, in about a second: medians of several passes. Of several numbers of parallel
+  // streams the fastest counts, and is what read_pass() uses from then on.
+  MachineLimits measure();
+  // One pass each, some 20 ms. A machine that others use delivers now more, now less, within
+  // seconds: passes between the repeats of a measurement say what it could have had.
+  double read_pass();  // bytes per second
+  double dot_pass();   // operations per second
+
+ private:
+  struct Impl;
+  explicit MachineProbe(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+double median(std::vector<double> values);  // of at least one
 
 }  // namespace dsv3::kernels

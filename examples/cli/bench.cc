@@ -15,14 +15,21 @@ struct Options {
   ContextOptions context;
   WeightOptions weights;
   int32_t layers = 0, repeats = 5;
-  bool quick = false, profile = false, json = false;
+  bool quick = false, profile = false, scaling = false, json = false;
 };
 
-std::string line_name(const Json& line) {
-  if (line["name"] == "prefill") return format("prefill %d", line["tokens"].get<int>());
-  std::string name = format("decode, batch %d", line["batch"].get<int>());
-  const auto context = line["context"].get<int64_t>();
-  if (context > 0) name += format(", context %lld", static_cast<long long>(context));
+std::string line_name(const Json& line, const Json& machine) {
+  std::string name = line["name"];
+  if (name == "prefill") {
+    name += format(" %d", line["tokens"].get<int>());
+  } else if (name == "decode") {
+    name += format(", batch %d", line["batch"].get<int>());
+    const auto context = line["context"].get<int64_t>();
+    if (context > 0) name += format(", context %lld", static_cast<long long>(context));
+  }
+  if (line["threads"] != machine["threads"]) {
+    name += format(", %d thread", line["threads"].get<int>());
+  }
   return name;
 }
 
@@ -33,8 +40,8 @@ double spread(const Json& line) {
 
 // Where one repeat of a line went. Times of operations that no thread shares overlap with nothing,
 // so they add up to the repeat.
-std::string profile_of(const Json& line) {
-  std::string out = format("\n%s, one repeat of %.3f ms\n", line_name(line).c_str(),
+std::string profile_of(const Json& line, const Json& machine) {
+  std::string out = format("\n%s, one repeat of %.3f ms\n", line_name(line, machine).c_str(),
                            line["profile_seconds"].get<double>() * 1e3);
   double rest = line["profile_seconds"];
   for (const Json& p : line["profile"]) {
@@ -48,6 +55,17 @@ std::string profile_of(const Json& line) {
         p["flops_per_second"].get<double>() / 1e9);
   }
   return out + format("  %-44s %19.3f ms\n", "between them", rest * 1e3);
+}
+
+std::string scaling_of(const Json& scaling) {
+  std::string out =
+      format("\n%d threads against one: reads %.2fx, multiply-adds %.2fx",
+             scaling["threads"].get<int>(), scaling["read_bytes_per_second"].get<double>(),
+             scaling["dot_flops_per_second"].get<double>());
+  for (const char* name : {"decode", "prefill"}) {
+    if (scaling.contains(name)) out += format(", %s %.2fx", name, scaling[name].get<double>());
+  }
+  return out + "\n";
 }
 
 void print_human(const Json& result) {
@@ -65,7 +83,7 @@ void print_human(const Json& result) {
   if (int8 > 0) out += format(", int8 %.0f GOP/s", int8 / 1e9);
   out += "\n";
   out += format(
-      "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.2f s, "
+      "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.3f s, "
       "resident "
       "%s\n\n",
       model["model_type"].get<std::string>().c_str(), model["num_hidden_layers"].get<int>(),
@@ -78,13 +96,20 @@ void print_human(const Json& result) {
   for (const Json& line : result["lines"]) {
     widest = std::max(widest, spread(line));
     out += format("%-30s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% (%s)\n",
-                  line_name(line).c_str(), line["tokens_per_second"].get<double>(),
+                  line_name(line, machine).c_str(), line["tokens_per_second"].get<double>(),
                   line["seconds"].get<double>() * 1e3, line["bytes_per_second"].get<double>() / 1e9,
                   line["flops_per_second"].get<double>() / 1e9, 100 * spread(line),
                   line["percent_of_limit"].get<double>(), line["limit"].get<std::string>().c_str());
   }
-  if (result["lines"].size() > 0 && result["lines"][0].contains("profile")) {
-    for (const Json& line : result["lines"]) out += profile_of(line);
+  for (const Json& line : result["lines"]) {
+    if (line.contains("page_faults")) {
+      out += format("\nThe first token met %llu page faults.\n",
+                    static_cast<unsigned long long>(line["page_faults"].get<uint64_t>()));
+    }
+  }
+  if (result.contains("scaling")) out += scaling_of(result["scaling"]);
+  for (const Json& line : result["lines"]) {
+    if (line.contains("profile")) out += profile_of(line, machine);
   }
   if (widest > 0.2) {
     out += "\nThe machine was noisy: repeats of a line lie more than 20 % apart. Run it again.\n";
@@ -92,8 +117,8 @@ void print_human(const Json& result) {
   const double drift = machine["drift"];
   if (drift > 0.1) {
     out += format(
-        "\nThe machine was noisy: its limits, measured before and after, differ by %.0f %%. The "
-        "better ones count.\n",
+        "\nThe machine was noisy: some line met limits %.0f %% off those above. Every line stands "
+        "beside the limits between its own repeats.\n",
         100 * drift);
   }
   write_out(out);
@@ -101,7 +126,7 @@ void print_human(const Json& result) {
 
 // A bar a line, as long as its percentage of the machine's limit.
 std::string plot_of(const Json& result) {
-  const Json& lines = result["lines"];
+  const Json &lines = result["lines"], &machine = result["machine"];
   const int row = 26, left = 230, width = 400;
   const int height = 60 + row * static_cast<int>(lines.size());
   std::string svg = format(
@@ -114,7 +139,7 @@ std::string plot_of(const Json& result) {
   for (const Json& line : lines) {
     const double percent = line["percent_of_limit"];
     const char* colour = line["limit"] == "compute" ? "#c8793a" : "#3a7bc8";
-    svg += format("<text x=\"10\" y=\"%d\">%s</text>\n", y + 14, line_name(line).c_str());
+    svg += format("<text x=\"10\" y=\"%d\">%s</text>\n", y + 14, line_name(line, machine).c_str());
     svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"18\" fill=\"%s\"/>\n", left, y,
                   std::min(percent, 100.0) * width / 100, colour);
     svg += format("<text x=\"%.1f\" y=\"%d\">%.1f %%, %.1f tokens/s</text>\n",
@@ -145,6 +170,7 @@ void run(const Options& o, Main& main) {
   options.head = WeightOptions::value(o.weights.head);
   options.quick = o.quick ? 1 : 0;
   options.profile = o.profile ? 1 : 0;
+  options.scaling = o.scaling ? 1 : 0;
   options.context = &context;
   options.cancel = interrupt.token();
   char* text = nullptr;
@@ -181,6 +207,7 @@ void add_bench(CLI::App& app, Main& main) {
       ->capture_default_str();
   command->add_flag("--quick", o->quick, "the short lines only");
   command->add_flag("--profile", o->profile, "show where each line's time goes, by operation");
+  command->add_flag("--scaling", o->scaling, "some lines on one thread as well, and the ratios");
   command->add_option("--plot", o->plot, "write the percentages as an SVG picture");
   command->add_flag("--json", o->json, "print the result as JSON");
   o->context.add_to(*command);

@@ -2,6 +2,10 @@
 // W_UK into their queries, goes through the pages block by block (scores, softmax, values), and
 // applies W_UV. So there is no barrier at all.
 //
+// Where several sequences have a few rows each (decoding side by side), that would read W_UK and
+// W_UV once for each of them: their rows are absorbed and projected together, head by head, in a
+// phase before and one after.
+//
 // A latent page is BF16 [dim pair][64 keys][2 dims]: scores are dot products over dims with the
 // keys in the lanes. For the weighted sum a block's latents are rearranged to [key pair][dim][2
 // keys] in scratch, once per task and block, 64 dims at a time.
@@ -18,6 +22,12 @@ namespace dsv3::kernels {
 namespace {
 
 constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }
+constexpr size_t native_bytes(Activation native) {
+  return native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+constexpr size_t kWorthSharing = size_t{512} << 10;  // bytes of W_UK and W_UV
+size_t bytes_of(const Matrix& w) { return matrix_bytes(w.dtype, w.layout, w.n, w.k); }
 
 // Where the parts of a worker's scratch lie.
 struct AttentionScratch {
@@ -37,12 +47,10 @@ struct AttentionScratch {
   size_t bytes = 0;
 
   AttentionScratch(const MlaShape& s, Activation native, std::byte* base) {
-    const size_t native_size = native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
     value_columns = round64(s.kv_lora_rank);
-    query_bytes = static_cast<size_t>(round64(even(s.latent_dim()))) * native_size;
-    input_bytes =
-        static_cast<size_t>(round64(std::max(s.qk_nope_head_dim, s.kv_lora_rank))) * sizeof(float);
-    weight_bytes = kKeyBlock * native_size;
+    query_bytes = attention_query_bytes(s, native);
+    input_bytes = attention_input_bytes(s);
+    weight_bytes = kKeyBlock * native_bytes(native);
     const auto take = [&](auto** p, size_t count) {
       using T = std::remove_reference_t<decltype(**p)>;
       *p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);  // null: only measure
@@ -78,6 +86,15 @@ bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t e
 
 }  // namespace
 
+size_t attention_query_bytes(const MlaShape& shape, Activation native) {
+  return static_cast<size_t>(round64(even(shape.latent_dim()))) * native_bytes(native);
+}
+
+size_t attention_input_bytes(const MlaShape& shape) {
+  return static_cast<size_t>(round64(std::max(shape.qk_nope_head_dim, shape.kv_lora_rank))) *
+         sizeof(float);
+}
+
 size_t attention_scratch_bytes(const MlaShape& shape, Activation native) {
   return AttentionScratch(shape, native, nullptr).bytes;
 }
@@ -86,24 +103,56 @@ struct AttentionJob {
   CpuDevice* device;
   const MlaAttentionArgs* args;
   int32_t row_step, head_step, head_blocks;
+  int32_t shared_rows = 0;  // of all sequences that are absorbed and projected together
+  int32_t most_shared = kSharedRows;
 
   // Rows [begin, end) of a sequence and heads [first_head, first_head + heads).
   struct Block {
     const SequenceRows* seq;
     int32_t begin, end, first_head, heads;
+    int32_t shared;  // index of the sequence's first row among the shared ones, -1: not shared
     int32_t rows() const { return end - begin; }
     int32_t queries() const { return rows() * heads; }
     int64_t first_position() const { return seq->first_position + begin; }
     int64_t keys() const { return seq->first_position + end; }
   };
 
-  static void task(void* context, int index, int worker);
+  static void absorb_task(void* context, int index, int worker);
+  static void attend_task(void* context, int index, int worker);
+  static void project_task(void* context, int index, int worker);
+  AttentionScratch scratch_of(int worker) const {
+    return {args->shape, device->micro_->native,
+            device->workers_[static_cast<size_t>(worker)].attention.get()};
+  }
   void attend(const Block& block, int worker) const;
-  void absorb(const Block& block, AttentionScratch& s, int worker) const;
   void split(const Block& block, AttentionScratch& s, int64_t begin, int worker) const;
   void join(const Block& block, AttentionScratch& s, int32_t first, bool only) const;
-  void project(const Block& block, AttentionScratch& s, int worker) const;
+  // queries = (W_UK q_nope, q_rope) of a head and `rows` rows, rounded. row_of(r) is a row of the
+  // batch, query_of(r) where its query goes.
+  template <class RowOf, class QueryOf>
+  void absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf query_of, AttentionScratch& s,
+              int worker) const;
+  // input = total / sum of query q, rounded for W_UV.
+  void normalise(int32_t head, int32_t q, AttentionScratch& s, std::byte* input) const;
+  // out = W_UV s.input_rows
+  template <class RowOf>
+  void project(int32_t head, int32_t rows, RowOf row_of, AttentionScratch& s, int worker) const;
   bool rows_must_part(const Block& block) const;
+  // Is this sequence, after `before` shared rows, one of those?
+  bool shares(const SequenceRows& seq, int32_t before) const {
+    return seq.rows <= kFewRows && before + seq.rows <= most_shared;
+  }
+  int64_t shared_row(int32_t i) const { return device->attention_rows_[static_cast<size_t>(i)]; }
+  // The query of a shared row, and its values on their way into W_UV.
+  std::byte* shared_query(int32_t i, int32_t head) const {
+    return device->attention_queries_.get() +
+           static_cast<size_t>(i * args->shape.heads + head) *
+               attention_query_bytes(args->shape, device->micro_->native);
+  }
+  std::byte* shared_input(int32_t i, int32_t head) const {
+    return device->attention_inputs_.get() +
+           static_cast<size_t>(i * args->shape.heads + head) * attention_input_bytes(args->shape);
+  }
   const uint8_t* page(const Block& block, int64_t key) const {
     return reinterpret_cast<const uint8_t*>(block.seq->pages[key / kPageKeys].get()) +
            args->page_offset;
@@ -138,30 +187,25 @@ void AttentionJob::multiply(const Matrix& w, AttentionScratch& s, int32_t rows, 
   }
 }
 
-// queries = (W_UK q_nope, q_rope), rounded.
-void AttentionJob::absorb(const Block& b, AttentionScratch& s, int worker) const {
+template <class RowOf, class QueryOf>
+void AttentionJob::absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf query_of,
+                          AttentionScratch& s, int worker) const {
   const MlaShape& shape = args->shape;
   const Micro& micro = *device->micro_;
-  const size_t size = micro.native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
+  const size_t size = native_bytes(micro.native);
   const int32_t rope_padded = even(shape.latent_dim()) - shape.kv_lora_rank;
-  for (int32_t h = 0; h < b.heads; ++h) {
-    const Matrix& w = args->w_uk[static_cast<size_t>(b.first_head + h)];
-    for (int32_t r = 0; r < b.rows(); ++r) {
-      const int64_t row = b.seq->row_begin + b.begin + r;
-      const float* q = args->q.get() + (row * shape.heads + b.first_head + h) * shape.qk_head_dim();
-      std::byte* input = s.inputs + static_cast<size_t>(r) * s.input_bytes;
-      micro.pack(micro.activation[static_cast<size_t>(w.dtype)], q, w.k, even(w.k), input);
-      s.input_rows[r] = input;
-      std::byte* query = s.queries + static_cast<size_t>(r * b.heads + h) * s.query_bytes;
-      micro.pack(micro.native, q + shape.qk_nope_head_dim, shape.qk_rope_head_dim, rope_padded,
-                 query + static_cast<size_t>(shape.kv_lora_rank) * size);
-      s.query_rows[r * b.heads + h] = query;
-    }
-    multiply(w, s, b.rows(), worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
-      std::byte* query = s.queries + static_cast<size_t>(r * b.heads + h) * s.query_bytes;
-      micro.pack(micro.native, v, count, count, query + static_cast<size_t>(column) * size);
-    });
+  const Matrix& w = args->w_uk[static_cast<size_t>(head)];
+  for (int32_t r = 0; r < rows; ++r) {
+    const float* q = args->q.get() + (row_of(r) * shape.heads + head) * shape.qk_head_dim();
+    std::byte* input = s.inputs + static_cast<size_t>(r) * s.input_bytes;
+    micro.pack(micro.activation[static_cast<size_t>(w.dtype)], q, w.k, even(w.k), input);
+    s.input_rows[r] = input;
+    micro.pack(micro.native, q + shape.qk_nope_head_dim, shape.qk_rope_head_dim, rope_padded,
+               query_of(r) + static_cast<size_t>(shape.kv_lora_rank) * size);
   }
+  multiply(w, s, rows, worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
+    micro.pack(micro.native, v, count, count, query_of(r) + static_cast<size_t>(column) * size);
+  });
 }
 
 // part, max and sum of the keys [begin, begin + kKeySplit) that the block has.
@@ -243,28 +287,24 @@ void AttentionJob::join(const Block& b, AttentionScratch& s, int32_t first, bool
   }
 }
 
-// out = W_UV (total / sum)
-void AttentionJob::project(const Block& b, AttentionScratch& s, int worker) const {
-  const MlaShape& shape = args->shape;
+void AttentionJob::normalise(int32_t head, int32_t q, AttentionScratch& s, std::byte* input) const {
   const Micro& micro = *device->micro_;
-  for (int32_t h = 0; h < b.heads; ++h) {
-    const Matrix& w = args->w_uv[static_cast<size_t>(b.first_head + h)];
-    for (int32_t r = 0; r < b.rows(); ++r) {
-      const int32_t q = r * b.heads + h;
-      float* total = s.total + q * s.value_columns;
-      const float norm = s.total_sum[q] == 0 ? 0.0f : 1.0f / s.total_sum[q];
-      for (int32_t i = 0; i < shape.kv_lora_rank; ++i) total[i] *= norm;
-      std::byte* input = s.inputs + static_cast<size_t>(r) * s.input_bytes;
-      micro.pack(micro.activation[static_cast<size_t>(w.dtype)], total, w.k, even(w.k), input);
-      s.input_rows[r] = input;
-    }
-    multiply(w, s, b.rows(), worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
-      const int64_t row = b.seq->row_begin + b.begin + r;
-      std::copy_n(
-          v, count,
-          args->out.get() + (row * shape.heads + b.first_head + h) * shape.v_head_dim + column);
-    });
-  }
+  const Matrix& w = args->w_uv[static_cast<size_t>(head)];
+  float* total = s.total + q * s.value_columns;
+  const float norm = s.total_sum[q] == 0 ? 0.0f : 1.0f / s.total_sum[q];
+  for (int32_t i = 0; i < args->shape.kv_lora_rank; ++i) total[i] *= norm;
+  micro.pack(micro.activation[static_cast<size_t>(w.dtype)], total, w.k, even(w.k), input);
+}
+
+template <class RowOf>
+void AttentionJob::project(int32_t head, int32_t rows, RowOf row_of, AttentionScratch& s,
+                           int worker) const {
+  const MlaShape& shape = args->shape;
+  const Matrix& w = args->w_uv[static_cast<size_t>(head)];
+  multiply(w, s, rows, worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
+    std::copy_n(v, count,
+                args->out.get() + (row_of(r) * shape.heads + head) * shape.v_head_dim + column);
+  });
 }
 
 // A later row's latent weighs nothing in an earlier row, but zero times NaN or infinity is NaN:
@@ -283,35 +323,79 @@ bool AttentionJob::rows_must_part(const Block& b) const {
 void AttentionJob::attend(const Block& block, int worker) const {
   if (block.rows() > 1 && rows_must_part(block)) {
     for (int32_t row = block.begin; row < block.end; ++row) {
-      attend({block.seq, row, row + 1, block.first_head, block.heads}, worker);
+      attend({block.seq, row, row + 1, block.first_head, block.heads, block.shared}, worker);
     }
     return;
   }
-  AttentionScratch s(args->shape, device->micro_->native,
-                     device->workers_[static_cast<size_t>(worker)].attention.get());
-  absorb(block, s, worker);
+  AttentionScratch s = scratch_of(worker);
+  const bool shared = block.shared >= 0;
+  const auto row_of = [&](int32_t r) -> int64_t { return block.seq->row_begin + block.begin + r; };
+  for (int32_t h = 0; h < block.heads; ++h) {
+    const int32_t head = block.first_head + h;
+    const auto query_of = [&](int32_t r) {
+      return shared ? shared_query(block.shared + block.begin + r, head)
+                    : s.queries + static_cast<size_t>(r * block.heads + h) * s.query_bytes;
+    };
+    for (int32_t r = 0; r < block.rows(); ++r) s.query_rows[r * block.heads + h] = query_of(r);
+    if (!shared) absorb(head, block.rows(), row_of, query_of, s, worker);
+  }
   const int64_t first_split = args->first_key / kKeySplit * kKeySplit;
   for (int64_t key = first_split; key < block.keys(); key += kKeySplit) {
     split(block, s, key, worker);
     join(block, s, first_query(block, key), key == first_split);
   }
-  project(block, s, worker);
+  for (int32_t h = 0; h < block.heads; ++h) {
+    const int32_t head = block.first_head + h;
+    for (int32_t r = 0; r < block.rows(); ++r) {
+      std::byte* input = shared ? shared_input(block.shared + block.begin + r, head)
+                                : s.inputs + static_cast<size_t>(r) * s.input_bytes;
+      normalise(head, r * block.heads + h, s, input);
+      s.input_rows[r] = input;
+    }
+    if (!shared) project(head, block.rows(), row_of, s, worker);
+  }
 }
 
-void AttentionJob::task(void* context, int index, int worker) {
+// One head and up to kQueryRows of the shared rows.
+void AttentionJob::absorb_task(void* context, int index, int worker) {
+  const AttentionJob& job = *static_cast<AttentionJob*>(context);
+  AttentionScratch s = job.scratch_of(worker);
+  const int32_t head = index % job.args->shape.heads;
+  const int32_t first = index / job.args->shape.heads * kQueryRows;
+  job.absorb(
+      head, std::min(kQueryRows, job.shared_rows - first),
+      [&](int32_t r) { return job.shared_row(first + r); },
+      [&](int32_t r) { return job.shared_query(first + r, head); }, s, worker);
+}
+
+void AttentionJob::project_task(void* context, int index, int worker) {
+  const AttentionJob& job = *static_cast<AttentionJob*>(context);
+  AttentionScratch s = job.scratch_of(worker);
+  const int32_t head = index % job.args->shape.heads;
+  const int32_t first = index / job.args->shape.heads * kQueryRows;
+  const int32_t rows = std::min(kQueryRows, job.shared_rows - first);
+  for (int32_t r = 0; r < rows; ++r) s.input_rows[r] = job.shared_input(first + r, head);
+  job.project(
+      head, rows, [&](int32_t r) { return job.shared_row(first + r); }, s, worker);
+}
+
+void AttentionJob::attend_task(void* context, int index, int worker) {
   const AttentionJob& job = *static_cast<AttentionJob*>(context);
   int32_t block = index / job.head_blocks;
+  int32_t shared = 0;
   for (const SequenceRows& seq : job.args->sequences) {
     const int32_t blocks = (seq.rows + job.row_step - 1) / job.row_step;
+    const bool shares = job.shares(seq, shared);
     if (block >= blocks) {
       block -= blocks;
+      shared += shares ? seq.rows : 0;
       continue;
     }
     // Later rows have more keys: they come first, so that the last tasks are short.
     const int32_t begin = (blocks - 1 - block) * job.row_step;
     const int32_t head = index % job.head_blocks * job.head_step;
     job.attend({&seq, begin, std::min(seq.rows, begin + job.row_step), head,
-                std::min(job.head_step, job.args->shape.heads - head)},
+                std::min(job.head_step, job.args->shape.heads - head), shares ? shared : -1},
                worker);
     return;
   }
@@ -330,8 +414,20 @@ void CpuDevice::mla_attention(const MlaAttentionArgs& args) {
   }
   AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1, 1};
   int64_t row_blocks = 0;
+  size_t sharing = 0;  // sequences
   for (const SequenceRows& seq : args.sequences) {
     row_blocks += (seq.rows + job.row_step - 1) / job.row_step;
+    if (!job.shares(seq, job.shared_rows)) continue;
+    ++sharing;
+    for (int32_t r = 0; r < seq.rows; ++r) {
+      attention_rows_[static_cast<size_t>(job.shared_rows++)] = seq.row_begin + r;
+    }
+  }
+  // Two barriers: worth it where they save reading enough weights again.
+  const size_t weights =
+      static_cast<size_t>(s.heads) * (bytes_of(args.w_uk[0]) + bytes_of(args.w_uv[0]));
+  if (sharing < 2 || (sharing - 1) * weights < kWorthSharing) {
+    job.shared_rows = job.most_shared = 0;
   }
   job.head_step = std::clamp(kMaxQueries / job.row_step, 1, s.heads);
   const auto blocks = [&](int32_t step) { return (s.heads + step - 1) / step; };
@@ -339,8 +435,13 @@ void CpuDevice::mla_attention(const MlaAttentionArgs& args) {
     job.head_step = (job.head_step + 1) / 2;
   }
   job.head_blocks = blocks(job.head_step);
-  const Pool::Phase phase{AttentionJob::task, &job, static_cast<int>(row_blocks * job.head_blocks)};
-  run({&phase, 1}, ns);
+  const auto attend_tasks = static_cast<int>(row_blocks * job.head_blocks);
+  const int head_tasks = s.heads * ((job.shared_rows + kQueryRows - 1) / kQueryRows);
+  const Pool::Phase phases[] = {{AttentionJob::absorb_task, &job, head_tasks},
+                                {AttentionJob::attend_task, &job, attend_tasks},
+                                {AttentionJob::project_task, &job, head_tasks}};
+  if (job.shared_rows == 0) return run({&phases[1], 1}, ns);
+  run(phases, ns);
 }
 
 }  // namespace dsv3::kernels

@@ -13,6 +13,13 @@ inline constexpr int32_t kMaxQueries = 128;
 // Rows of one sequence in one task at most.
 inline constexpr int32_t kQueryRows = 32;
 
+// Sequences of at most so many rows share their use of W_UK and W_UV, up to so many rows in all.
+inline constexpr int32_t kFewRows = 8;
+inline constexpr int32_t kSharedRows = 64;
+
+// Bytes of one query as the keys want it, and of one input of W_UK or W_UV in any type.
+size_t attention_query_bytes(const MlaShape& shape, Activation native);
+size_t attention_input_bytes(const MlaShape& shape);
 // Bytes of one worker's scratch.
 size_t attention_scratch_bytes(const MlaShape& shape, Activation native);
 

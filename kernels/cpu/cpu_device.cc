@@ -106,6 +106,12 @@ void CpuDevice::reserve_all(const Limits& wanted) {
   const auto groups = static_cast<size_t>(l.experts) + static_cast<size_t>(l.ffn_slots) + 1;
   ffn_first_cell_.resize(std::max(ffn_first_cell_.size(), groups));
   ffn_first_task_.resize(std::max(ffn_first_task_.size(), groups + 1));
+  const size_t shared = std::min(rows, size_t{kSharedRows});
+  const size_t shared_queries = shared * static_cast<size_t>(l.mla.heads);
+  attention_queries_ =
+      host_array<std::byte>(shared_queries * attention_query_bytes(l.mla, micro_->native));
+  attention_inputs_ = host_array<std::byte>(shared_queries * attention_input_bytes(l.mla));
+  attention_rows_ = host_array<int32_t>(shared);
   route_logits_ = host_array<float>(rows * padded(l.experts));
   route_scratch_ = host_array<float>(2 * padded(l.experts));
 

@@ -56,7 +56,7 @@ class CpuDevice final : public HostDevice {
     HostBuffer<const float*> slot_parts;  // [slots]
     HostBuffer<float> slot_weights;       // [slots]
     HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
-    HostBuffer<float> latent;             // [latent_dim] of one row
+    HostBuffer<float> latent;             // [latent_dim] of one row, and its padding
   };
 
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
@@ -82,11 +82,14 @@ class CpuDevice final : public HostDevice {
   HostBuffer<std::byte> ffn_activations_;                 // [all rows of all groups][width]
   HostBuffer<const void*> ffn_inputs_[kActivationTypes];  // [rows * slots]
   HostBuffer<const void*> ffn_hidden_;                    // [rows * slots]
-  HostBuffer<int32_t> ffn_cell_;         // [rows, slots] index of a slot's result, -1: none
-  std::vector<int32_t> ffn_first_cell_;  // by group
-  std::vector<int32_t> ffn_first_task_;  // by group, and the total
-  HostBuffer<float> route_logits_;       // [rows, experts]
-  HostBuffer<float> route_scratch_;      // [2 * experts]
+  HostBuffer<int32_t> ffn_cell_;             // [rows, slots] index of a slot's result, -1: none
+  std::vector<int32_t> ffn_first_cell_;      // by group
+  std::vector<int32_t> ffn_first_task_;      // by group, and the total
+  HostBuffer<std::byte> attention_queries_;  // [kSharedRows, heads]
+  HostBuffer<std::byte> attention_inputs_;   // [kSharedRows, heads]
+  HostBuffer<int32_t> attention_rows_;       // [kSharedRows] rows of the batch
+  HostBuffer<float> route_logits_;           // [rows, experts]
+  HostBuffer<float> route_scratch_;          // [2 * experts]
 };
 
 // Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.

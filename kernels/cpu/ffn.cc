@@ -81,6 +81,8 @@ void FfnJob::up_task(void* context, int task, int worker) {
   const FfnJob& job = *static_cast<FfnJob*>(context);
   const auto& first_task = job.device->ffn_first_task_;
   const auto groups = job.args->groups;
+  // Shared experts come last and have every row: they go first, so that the last tasks are short.
+  task = first_task[groups.size()] - 1 - task;
   const auto end = first_task.begin() + static_cast<int64_t>(groups.size());
   const auto index =
       static_cast<size_t>(std::upper_bound(first_task.begin(), end, task) - first_task.begin() - 1);

@@ -1,43 +1,18 @@
 // AVX-512 (F, BW, VL, DQ) without BF16: float32 arithmetic on widened weights; INT8 dot products
 // on MXFP4.
-#include <immintrin.h>
-
-#include "kernels/cpu/micro_mx.h"
+#include "kernels/cpu/micro_simd512.h"
 
 namespace dsv3::kernels {
 namespace {
 
-struct Avx512F {
-  using V __attribute__((vector_size(64))) = float;
-  using I __attribute__((vector_size(64))) = int32_t;
-  static constexpr int kLanes = 16;
+struct Avx512F : simd::Simd512<Avx512F> {
   static constexpr int kRows = 6;
   static constexpr int kTiles = 4;
-  static V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-  static V bf16(const uint8_t* p) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
-  }
-  static V f16(const uint8_t* p) {
-    return (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  // E4M3 read as binary16 is 2^-8 of its value, subnormals included: sign-extended to 16 bits and
-  // shifted left by seven, everything is in place but a copy of the sign in bit 14.
-  static constexpr float kF8Unit = 256.0f;
-  static void f8(const uint8_t* p, V* w) {
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    const __m512i half = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7),
-                                          _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
-    w[0] = (V)_mm512_cvtph_ps(_mm512_castsi512_si256(half));
-    w[1] = (V)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
-  }
   static void store_native(void* p, int index, V v) {
     simd::store<Avx512F>(static_cast<float*>(p) + index, v);
   }
 
   // MXFP4: four pairs of products of at most 24 * 127 each fit into 16 bits.
-  using B = __m512i;
-  static constexpr bool kMxUnsigned = true;
   static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 3;
   static constexpr int kMxDirect = 3;
@@ -59,12 +34,6 @@ struct Avx512F {
     I total() const { return (I)sum; }
   };
   static void mx_widen(const uint8_t* p, B* lo, B* hi);
-  static V mx_scales(const uint8_t* p) {
-    const __m512i codes =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    // Code 0 is 2^-127, a subnormal number.
-    return (V)_mm512_max_epi32(_mm512_slli_epi32(codes, 23), _mm512_set1_epi32(0x00400000));
-  }
 };
 
 constexpr mx::Table<Avx512F> kMxTable;

@@ -4,37 +4,14 @@
 // FP8 is widened by two look-ups of 128 bytes, one for each byte of the BF16 value; the sign is
 // or-ed in. Subnormal codes come out exact, which arithmetic on the bits would not give:
 // vdpbf16ps takes BF16 subnormals for zero.
-#include <immintrin.h>
-
-#include "kernels/cpu/micro_mx.h"
+#include "kernels/cpu/micro_simd512.h"
 
 namespace dsv3::kernels {
 namespace {
 
-struct Avx512 {
-  using V __attribute__((vector_size(64))) = float;
-  using I __attribute__((vector_size(64))) = int32_t;
-  static constexpr int kLanes = 16;
+struct Avx512 : simd::Simd512<Avx512> {
   static constexpr int kRows = 4;
   static constexpr int kTiles = 4;
-  static V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-  static V bf16(const uint8_t* p) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
-  }
-  static V f16(const uint8_t* p) {
-    return (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  // E4M3 read as binary16 is 2^-8 of its value, subnormals included: sign-extended to 16 bits and
-  // shifted left by seven, everything is in place but a copy of the sign in bit 14.
-  static constexpr float kF8Unit = 256.0f;
-  static void f8(const uint8_t* p, V* w) {
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    const __m512i half = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7),
-                                          _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
-    w[0] = (V)_mm512_cvtph_ps(_mm512_castsi512_si256(half));
-    w[1] = (V)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
-  }
   static void store_native(void* p, int index, V v) {
     const __m256bh b = _mm512_cvtneps_pbh((__m512)v);
     __builtin_memcpy(static_cast<uint8_t*>(p) + 2 * index, &b, sizeof b);
@@ -42,8 +19,6 @@ struct Avx512 {
 
   // MXFP4: vpermb looks at six bits of a byte, so with the table four times over the other half of
   // a packed byte needs no masking.
-  using B = __m512i;
-  static constexpr bool kMxUnsigned = true;
   static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 4;
   static constexpr int kMxDirect = 8;
@@ -59,12 +34,6 @@ struct Avx512 {
     I total() const { return (I)sum; }
   };
   static void mx_widen(const uint8_t* p, B* lo, B* hi);
-  static V mx_scales(const uint8_t* p) {
-    const __m512i codes =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    // Code 0 is 2^-127, a subnormal number.
-    return (V)_mm512_max_epi32(_mm512_slli_epi32(codes, 23), _mm512_set1_epi32(0x00400000));
-  }
 };
 
 constexpr mx::Table<Avx512> kMxTable;
@@ -165,180 +134,186 @@ class Scales {
 
 // --- a few rows: weights are widened in registers and used at once
 
-// One row is as fast as memory and does better without; more rows keep the core busy meanwhile.
-constexpr int64_t kPrefetch = 512;
-
-// Sums of kS streams (a block of inputs of some tile each) for kR rows, side by side so that even
-// one row has enough independent sums to hide the latency. w: where the streams' weights begin;
-// offset: where their inputs begin, in pairs.
-template <int kR, int kS, bool kF8>
-inline void direct_dot(const Decoder& decoder, const uint8_t* const* w, const int32_t* offset,
-                       int32_t pairs, const uint32_t* const* x, __m512 (*acc)[kS]) {
-  constexpr int64_t kPairBytes = kF8 ? 32 : 64;
+// acc[r][s] += pair i of row r times the weights w[s]. Inlined by force: the sums must stay in
+// registers.
+template <int kR, int kS>
+[[gnu::always_inline]] inline void add_pair(const __m512i* w, const uint32_t* const* x, int32_t i,
+                                            __m512 (*acc)[kS]) {
+#pragma GCC unroll 8
   for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kS; ++s) acc[r][s] = dot(acc[r][s], w[s], x[r][i]);
+  }
+}
+
+// acc[r][s] = sum over `pairs` pairs of tile s (stride bytes apart, from w) times row r (from
+// x[r]). All tiles are widened before any is used, and all sums take the first pair before any
+// takes the second: with each stream's work by itself, and inputs addressed per stream, two rows
+// took 1.24 times as long, four 1.19, sixteen 1.10. `ahead` bytes further on is what will be needed
+// next.
+template <int kR, int kS, bool kF8>
+[[gnu::always_inline]] inline void direct_dot(const Decoder& decoder, const uint8_t* w,
+                                              int64_t stride, int32_t pairs, int64_t ahead,
+                                              const uint32_t* const* x, __m512 (*acc)[kS]) {
+  constexpr int64_t kPairBytes = kF8 ? 32 : 64;
+  constexpr int64_t kNear = 512;
+  __m512i w0[kS], w1[kS];
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) acc[r][s] = _mm512_setzero_ps();
   }
   int32_t i = 0;
   for (; i + 2 <= pairs; i += 2) {
 #pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
-      const uint8_t* p = w[s] + i * kPairBytes;
-      if constexpr (kR > 1) _mm_prefetch(p + kPrefetch, _MM_HINT_T0);
-      __m512i w0, w1;
+      const uint8_t* p = w + s * stride + i * kPairBytes;
+      // One row is as fast as memory and does better without; two do better with what is near.
+      if constexpr (kR > 1) _mm_prefetch(p + (kR == 2 ? kNear : ahead), _MM_HINT_T0);
       if constexpr (kF8) {
-        decoder.both(load64(p), &w0, &w1);
+        decoder.both(load64(p), &w0[s], &w1[s]);
       } else {
-        w0 = load64(p);
-        w1 = load64(p + 64);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kR; ++r) {
-        const uint32_t* xr = x[r] + offset[s] + i;
-        acc[r][s] = dot(dot(acc[r][s], w0, xr[0]), w1, xr[1]);
+        w0[s] = load64(p);
+        w1[s] = load64(p + 64);
       }
     }
+    add_pair<kR, kS>(w0, x, i, acc);
+    add_pair<kR, kS>(w1, x, i + 1, acc);
   }
   if (i == pairs) return;
+#pragma GCC unroll 4
   for (int s = 0; s < kS; ++s) {
-    const uint8_t* p = w[s] + i * kPairBytes;
-    __m512i w0, w1;
+    const uint8_t* p = w + s * stride + i * kPairBytes;
     if constexpr (kF8) {
-      decoder.both(load32(p), &w0, &w1);
+      decoder.both(load32(p), &w0[s], &w1[s]);
     } else {
-      w0 = load64(p);
+      w0[s] = load64(p);
     }
-    for (int r = 0; r < kR; ++r) acc[r][s] = dot(acc[r][s], w0, x[r][offset[s] + i]);
   }
+  add_pair<kR, kS>(w0, x, i, acc);
 }
 
-// The beginning of a stream that comes next, so that it does not start with a row of misses: four
-// of them cost half a microsecond. Not worth it for short streams.
-constexpr int32_t kWarmBlocks = 7;
-constexpr int kWarmLines = 16;
-inline void warm(const uint8_t* p) {
-  for (int i = 0; i < kWarmLines; ++i) _mm_prefetch(p + 64 * i, _MM_HINT_T0);
-}
+// Where a call's weights lie.
+struct Streams {
+  const uint8_t* data;  // of the call's first tile
+  int64_t tile_bytes;
+  int32_t all_pairs, block_pairs;
+  Decoder decoder;
+  Scales scales;
 
-// Streams are the same block of different tiles: far apart, so that the memory system takes them
-// for what they are. On a Zen 4 core with 4 KiB pages four such streams read 22 GB/s; one stream
-// 16, four of 2 KiB that lie side by side (blocks of one tile) 11; prefetching made each of them
-// slower.
+  Streams(const GemmArgs& a, int64_t pair_bytes)
+      : tile_bytes((a.w.k + 1) / 2 * pair_bytes),
+        all_pairs((a.w.k + 1) / 2),
+        block_pairs(a.w.block_k / 2),
+        scales(a) {
+    data = a.w.data + a.tile * tile_bytes;
+  }
+};
+
+// kS tiles for rows [row, row + kR).
 template <int kR, int kS, bool kF8>
-void direct_rows(const GemmArgs& a) {
+[[gnu::noinline]] void direct_rows(const GemmArgs& a, const Streams& in, int32_t tile,
+                                   int32_t row) {
   constexpr int64_t kPairBytes = kF8 ? 32 : 64;
-  const Decoder decoder;
-  const Scales scales(a);
-  const int32_t all_pairs = (a.w.k + 1) / 2;
-  const int32_t block_pairs = a.w.block_k / 2;
-  const int32_t blocks = all_pairs / block_pairs;
-  const int64_t tile_bytes = all_pairs * kPairBytes;
-  const uint8_t* data = a.w.data + a.tile * tile_bytes;
+  const uint8_t* w = in.data + tile * in.tile_bytes;
   const uint32_t* x[kR];
-  for (int r = 0; r < kR; ++r) {
-    x[r] = static_cast<const uint32_t*>(a.x[r]);
-    for (int32_t t = 0; t < a.tiles; ++t) {
-      _mm512_storeu_ps(a.out + r * a.out_stride + 16 * t, _mm512_setzero_ps());
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) x[r] = static_cast<const uint32_t*>(a.x[row + r]);
+  float* out = a.out + row * a.out_stride + 16 * tile;
+  for (int32_t begin = 0, block = 0; begin < in.all_pairs; begin += in.block_pairs, ++block) {
+    const int32_t left = in.all_pairs - begin;
+    const int32_t pairs = left < in.block_pairs ? left : in.block_pairs;
+    // The next block of these tiles, or the first of the next ones.
+    const int64_t ahead =
+        left > pairs ? pairs * kPairBytes : kS * in.tile_bytes - begin * kPairBytes;
+    __m512 acc[kR][kS];
+    direct_dot<kR, kS, kF8>(in.decoder, w + begin * kPairBytes, in.tile_bytes, pairs, ahead, x,
+                            acc);
+#pragma GCC unroll 4
+    for (int s = 0; s < kS; ++s) {
+      const __m512 scale = in.scales.get(tile + s, block);
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) {
+        float* y = out + r * a.out_stride + 16 * s;
+        const __m512 before = begin == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(y);
+        _mm512_storeu_ps(y, _mm512_fmadd_ps(acc[r][s], scale, before));
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) x[r] += pairs;
+  }
+}
+
+constexpr int32_t kDirectRows = 8;  // of one direct_rows at most
+// One row needs four tiles for enough independent sums, and memory does better with four streams;
+// beyond four rows two tiles are all that fits.
+constexpr int32_t kFourTileRows = 4;
+
+template <int kS, bool kF8, int kR = 1>
+inline void direct_some(const GemmArgs& a, const Streams& in, int32_t tile, int32_t row,
+                        int32_t rows) {
+  if (rows == kR) return direct_rows<kR, kS, kF8>(a, in, tile, row);
+  if constexpr (kR < (kS == 4 ? kFourTileRows : kDirectRows)) {
+    direct_some<kS, kF8, kR + 1>(a, in, tile, row, rows);
+  }
+}
+
+// Tiles [tile, ...) of the call kS at a time, as long as there are as many. Streams are the same
+// block of different tiles: far apart, so that the memory system takes them for what they are. On a
+// Zen 4 core with 4 KiB pages four such streams read 22 GB/s; one stream 16, four of 2 KiB that lie
+// side by side (blocks of one tile) 11. More rows than fit into the registers take turns; widening
+// again for each costs less than going through scratch.
+template <int kS, bool kF8>
+int32_t direct_tiles(const GemmArgs& a, const Streams& in, int32_t tile) {
+  const int32_t turns = (a.rows + kDirectRows - 1) / kDirectRows;
+  for (; tile + kS <= a.tiles; tile += kS) {
+    for (int32_t turn = 0, row = 0; turn < turns; ++turn) {
+      const int32_t rows = (a.rows - row) / (turns - turn);  // as even as they can be
+      direct_some<kS, kF8>(a, in, tile, row, rows);
+      row += rows;
     }
   }
-  // Adds the sums of kN streams to their tiles' totals.
-  const auto add = [&]<int kN>(const int32_t* tile, const int32_t* block, int32_t pairs) {
-    const uint8_t* w[kN];
-    int32_t offset[kN];
-    for (int s = 0; s < kN; ++s) {
-      offset[s] = block[s] * block_pairs;
-      w[s] = data + tile[s] * tile_bytes + offset[s] * kPairBytes;
-    }
-    __m512 acc[kR][kN];
-    direct_dot<kR, kN, kF8>(decoder, w, offset, pairs, x, acc);
-    for (int s = 0; s < kN; ++s) {
-      const __m512 scale = scales.get(tile[s], block[s]);
-      for (int r = 0; r < kR; ++r) {
-        float* out = a.out + r * a.out_stride + 16 * tile[s];
-        _mm512_storeu_ps(out, _mm512_fmadd_ps(acc[r][s], scale, _mm512_loadu_ps(out)));
-      }
-    }
-  };
-  const auto run = [&](int32_t first, int32_t end, int32_t pairs) {
-    int32_t tile[kS];
-    int32_t block[kS];
-    int32_t t = 0;
-    for (; t + kS <= a.tiles; t += kS) {
-      for (int s = 0; s < kS; ++s) tile[s] = t + s;
-      for (int32_t b = first; b < end; ++b) {
-        for (int s = 0; s < kS; ++s) block[s] = b;
-        if (b + 1 == end && b >= kWarmBlocks) {
-          for (int s = 0; s < kS; ++s) warm(data + (t + kS + s) * tile_bytes);
-        }
-        add.template operator()<kS>(tile, block, pairs);
-      }
-    }
-    for (; t < a.tiles; ++t) {  // too few tiles left: blocks of one tile side by side
-      for (int s = 0; s < kS; ++s) tile[s] = t;
-      int32_t b = first;
-      for (; b + kS <= end; b += kS) {
-        for (int s = 0; s < kS; ++s) block[s] = b + s;
-        add.template operator()<kS>(tile, block, pairs);
-      }
-      for (; b < end; ++b) add.template operator()<1>(&t, &b, pairs);
-    }
-  };
-  run(0, blocks, block_pairs);
-  const int32_t rest = all_pairs - blocks * block_pairs;
-  if (rest > 0) run(blocks, blocks + 1, rest);
+  return tile;
 }
 
 template <bool kF8>
 void direct(const GemmArgs& a) {
-  switch (a.rows) {
-    case 1:
-      return direct_rows<1, 4, kF8>(a);
-    case 2:
-      return direct_rows<2, 4, kF8>(a);
-    case 3:
-      return direct_rows<3, 4, kF8>(a);
-    case 4:
-      return direct_rows<4, 4, kF8>(a);
-    case 5:
-      return direct_rows<5, 2, kF8>(a);
-    case 6:
-      return direct_rows<6, 2, kF8>(a);
-    case 7:
-      return direct_rows<7, 2, kF8>(a);
-    default:
-      return direct_rows<8, 2, kF8>(a);
-  }
+  const Streams in(a, kF8 ? 32 : 64);
+  int32_t tile = 0;
+  if (a.rows <= kFourTileRows) tile = direct_tiles<4, kF8>(a, in, tile);
+  tile = direct_tiles<2, kF8>(a, in, tile);
+  direct_tiles<1, kF8>(a, in, tile);
 }
-constexpr int32_t kDirectRows = 8;
 
 // --- many rows: a block of weights lies widened in L1 and serves six rows at a time
 
 constexpr int kPanelRows = 6;  // 6 rows x 4 tiles = 24 of the 32 registers
 
 // Weights to fetch while the block before them is multiplied: 64 bytes of each tile for every
-// `every` pairs.
+// `every` pairs. Each pass over the rows fetches a part, so that memory is asked evenly.
 struct Ahead {
   const uint8_t* w = nullptr;
   int64_t tile_stride = 0;
-  int every = 1;
+  int32_t every = 1;
 };
 
-// acc[r][t] = sum over pairs of w[t][pair] * x[r][pair]. Fetches, if told, what will be needed
-// next: `ahead` bytes for every pair of every tile.
 template <int kR, int kT>
 inline void panel_dot(const uint8_t* w, int64_t tile_stride, int64_t pair_stride, int32_t pairs,
                       const uint32_t* const* x, __m512 (*acc)[kT], const Ahead& ahead = {}) {
   for (int r = 0; r < kR; ++r) {
     for (int t = 0; t < kT; ++t) acc[r][t] = _mm512_setzero_ps();
   }
+  const uint8_t* line = ahead.w;
+  int32_t due = line == nullptr ? -1 : 0;
   for (int32_t i = 0; i < pairs; ++i) {
     __m512i v[kT];
 #pragma GCC unroll 4
     for (int t = 0; t < kT; ++t) v[t] = load64(w + t * tile_stride + i * pair_stride);
-    if (ahead.w != nullptr && i % ahead.every == 0) {
+    if (i == due) {
 #pragma GCC unroll 4
-      for (int t = 0; t < kT; ++t) {
-        _mm_prefetch(ahead.w + t * ahead.tile_stride + i / ahead.every * 64, _MM_HINT_T0);
-      }
+      for (int t = 0; t < kT; ++t) _mm_prefetch(line + t * ahead.tile_stride, _MM_HINT_T0);
+      line += 64;
+      due += ahead.every;
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kR; ++r) {
@@ -370,9 +345,11 @@ void gemm_block(const GemmArgs& a, const Scales& scales, const uint8_t* w, int64
   __m512 scale[kT];
   for (int t = 0; t < kT; ++t) scale[t] = scales.get(t, begin / (a.w.block_k / 2));
   int32_t row = 0;
+  ahead.every *= (a.rows + kPanelRows - 1) / kPanelRows;
+  const int64_t part = int64_t{64} * ((pairs + ahead.every - 1) / ahead.every);
   for (; row + kPanelRows <= a.rows; row += kPanelRows) {
     gemm_rows<kPanelRows, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
-    ahead.w = nullptr;
+    ahead.w += part;
   }
   switch (a.rows - row) {
     case 1:
@@ -423,7 +400,9 @@ void gemm_many(const GemmArgs& a) {
     const int32_t pairs = left < block_pairs ? left : block_pairs;
     const uint8_t* w = first + begin * pair_bytes;
     int64_t tile_stride = all_pairs * pair_bytes;
-    Ahead ahead{w + pairs * pair_bytes, tile_stride, f8 ? 2 : 1};
+    // The next block of these tiles, or the first of the next ones.
+    Ahead ahead{left > pairs ? w + pairs * pair_bytes : first + a.tiles * tile_stride, tile_stride,
+                f8 ? 2 : 1};
     if (f8) {
       for (int32_t t = 0; t < a.tiles; ++t) {
         decode_tile(decoder, w + t * tile_stride, pairs, scratch + int64_t{t} * pairs * 64);
@@ -449,13 +428,16 @@ void gemm_many(const GemmArgs& a) {
 }
 
 void gemm(const GemmArgs& a) {
+  // Up to here widening FP8 in registers wins; BF16 has nothing to widen.
+  constexpr int32_t kFewRows[] = {1, 32};
+  const bool f8 = a.w.type == WeightType::kF8E4M3;
   if (a.w.type == WeightType::kMXFP4) {
     mx::gemm<Avx512>(a);
   } else if (a.w.type == WeightType::kF32 || a.w.type == WeightType::kF16) {
     simd::gemm<Avx512>(a);
-  } else if (a.rows > kDirectRows) {
+  } else if (a.rows > kFewRows[f8 ? 1 : 0]) {
     gemm_many(a);
-  } else if (a.w.type == WeightType::kF8E4M3) {
+  } else if (f8) {
     direct<true>(a);
   } else {
     direct<false>(a);

@@ -459,22 +459,46 @@ void add_weighted(float* y, const float* const* parts, const float* weights, int
   }
 }
 
+// The lowest index of `value`, which is among x.
+template <class S>
+inline int32_t find_first(const float* x, int32_t count, float value) {
+  using I = typename S::I;
+  constexpr int32_t kStep = 8 * S::kLanes;
+  int32_t i = 0;
+  for (; i + kStep <= count; i += kStep) {
+    I same = {};
+    for (int j = 0; j < 8; ++j) same |= load<S>(x + i + j * S::kLanes) == splat<S>(value);
+    int32_t any = 0;
+    for (int j = 0; j < S::kLanes; ++j) any |= same[j];
+    if (any != 0) break;
+  }
+  while (x[i] != value) ++i;
+  return i;
+}
+
 template <class S>
 void reduce(const float* x, int32_t count, int32_t* argmax, float* max, double* sum_exp,
             bool* finite) {
   using V = typename S::V;
   using I = typename S::I;
-  V top = splat<S>(-__builtin_inff());
+  V top[4];
+  for (V& t : top) t = splat<S>(-__builtin_inff());
   I good = (I)(V{}) == (I)(V{});
   int32_t i = 0;
-  for (; i + S::kLanes <= count; i += S::kLanes) {
-    const V v = load<S>(x + i);
-    top = v > top ? v : top;
-    good &= (v - v) == V{};
+  for (; i + 4 * S::kLanes <= count; i += 4 * S::kLanes) {
+    for (int j = 0; j < 4; ++j) {
+      const V v = load<S>(x + i + j * S::kLanes);
+      top[j] = v > top[j] ? v : top[j];
+      good &= (v - v) == V{};
+    }
   }
   bool all = true;
   for (int j = 0; j < S::kLanes; ++j) all = all && good[j] != 0;
-  float best = max_lanes<S>(top);
+  float best = -__builtin_inff();
+  for (const V& t : top) {
+    const float m = max_lanes<S>(t);
+    best = m > best ? m : best;
+  }
   for (; i < count; ++i) {
     best = x[i] > best ? x[i] : best;
     all = all && x[i] - x[i] == 0;
@@ -482,7 +506,7 @@ void reduce(const float* x, int32_t count, int32_t* argmax, float* max, double* 
   *finite = all;
   int32_t at = 0;
   if (all) {
-    while (x[at] != best) ++at;
+    at = find_first<S>(x, count, best);
   } else {
     for (int32_t j = 1; j < count; ++j) at = x[j] > x[at] ? j : at;
   }
@@ -491,12 +515,15 @@ void reduce(const float* x, int32_t count, int32_t* argmax, float* max, double* 
   double total = 0;
   for (i = 0; i < count;) {  // short float32 sums, joined in double
     V part = {};
-    for (int j = 0; j < 16 && i < count; ++j, i += S::kLanes) {
-      const int64_t left = count - i;
-      const V v = left >= S::kLanes ? load<S>(x + i) : load_part<S>(x + i, left);
-      V e = exp<S>(v - *max);
-      for (int64_t l = left; l < S::kLanes; ++l) e[l] = 0;
+    int j = 0;
+    for (; j < 16 && i + S::kLanes <= count; ++j, i += S::kLanes) {
+      part += exp<S>(load<S>(x + i) - *max);
+    }
+    if (j < 16 && i < count) {
+      V e = exp<S>(load_part<S>(x + i, count - i) - *max);
+      for (int64_t l = count - i; l < S::kLanes; ++l) e[l] = 0;
       part += e;
+      i = count;
     }
     total += static_cast<double>(sum_lanes<S>(part));
   }

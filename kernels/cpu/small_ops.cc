@@ -73,33 +73,45 @@ void CpuDevice::rms_norm(Dev<const float> x, int64_t x_stride, Dev<const float> 
   });
 }
 
-void CpuDevice::rope_append(const RopeAppendArgs& args) {
+namespace {
+
+// A row's way into its page: its positions' neighbours share its cache lines, but no value of it.
+void append_row(const RopeAppendArgs& args, const Micro& micro, const SequenceRows& seq, int32_t i,
+                float* latent) {
   const MlaShape& s = args.shape;
   const int32_t pairs = s.qk_rope_head_dim / 2;
-  const double ns = s.heads * s.qk_rope_head_dim + 2.0 * s.latent_dim();
-  for (const SequenceRows& seq : args.sequences) {
-    for_rows(seq.rows, ns, [&](int32_t i, int worker) {
-      const int64_t row = seq.row_begin + i;
-      const float* cos = args.cos.get() + row * pairs;
-      const float* sin = args.sin.get() + row * pairs;
-      for (int32_t h = 0; h < s.heads; ++h) {
-        float* q = args.q.get() + (row * s.heads + h) * s.qk_head_dim() + s.qk_nope_head_dim;
-        rotate(q, cos, sin, pairs, q);
-      }
-      float* latent = workers_[static_cast<size_t>(worker)].latent.get();
-      const float* kv = args.kv.get() + row * s.latent_dim();
-      micro_->rms_norm(kv, args.gamma.get(), args.eps, s.kv_lora_rank, latent);
-      rotate(kv + s.kv_lora_rank, cos, sin, pairs, latent + s.kv_lora_rank);
-      // Positions of a page share its cache lines, but no value of it.
-      const int64_t position = seq.first_position + i;
-      auto* page =
-          reinterpret_cast<uint16_t*>(seq.pages[position / kPageKeys].get() + args.page_offset) +
-          position % kPageKeys * 2;
-      for (int32_t d = 0; d < s.latent_dim(); ++d) {
-        page[int64_t{d / 2} * kPageKeys * 2 + d % 2] = bf16_from_float(latent[d]);
-      }
-    });
+  const int64_t row = seq.row_begin + i;
+  const float* cos = args.cos.get() + row * pairs;
+  const float* sin = args.sin.get() + row * pairs;
+  for (int32_t h = 0; h < s.heads; ++h) {
+    float* q = args.q.get() + (row * s.heads + h) * s.qk_head_dim() + s.qk_nope_head_dim;
+    rotate(q, cos, sin, pairs, q);
   }
+  const float* kv = args.kv.get() + row * s.latent_dim();
+  micro.rms_norm(kv, args.gamma.get(), args.eps, s.kv_lora_rank, latent);
+  rotate(kv + s.kv_lora_rank, cos, sin, pairs, latent + s.kv_lora_rank);
+  latent[s.latent_dim()] = 0;  // the other half of an odd last pair
+  const int64_t position = seq.first_position + i;
+  std::byte* page = seq.pages[position / kPageKeys].get() + args.page_offset +
+                    position % kPageKeys * int64_t{2 * sizeof(uint16_t)};
+  for (int32_t d = 0; d < s.latent_dim(); d += 2) {
+    const uint16_t pair[] = {bf16_from_float(latent[d]), bf16_from_float(latent[d + 1])};
+    std::memcpy(page + int64_t{d} * kPageKeys * int64_t{sizeof(uint16_t)}, pair, sizeof pair);
+  }
+}
+
+}  // namespace
+
+void CpuDevice::rope_append(const RopeAppendArgs& args) {
+  const MlaShape& s = args.shape;
+  const double ns = s.heads * s.qk_rope_head_dim + 2.0 * s.latent_dim();
+  int32_t rows = 0;
+  for (const SequenceRows& seq : args.sequences) rows += seq.rows;
+  for_rows(rows, ns, [&](int32_t i, int worker) {
+    const SequenceRows* seq = args.sequences.data();
+    for (; i >= seq->rows; ++seq) i -= seq->rows;
+    append_row(args, *micro_, *seq, i, workers_[static_cast<size_t>(worker)].latent.get());
+  });
 }
 
 struct RouteJob {

@@ -23,6 +23,7 @@ constexpr dsv3_benchmark_options kBenchmarkDefaults = {
     .head = DSV3_WEIGHTS_KEEP,
     .quick = 0,
     .profile = 0,
+    .scaling = 0,
     .context = nullptr,
     .progress = nullptr,
     .progress_user = nullptr,
@@ -69,6 +70,7 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
 nlohmann::ordered_json json_of(const BenchmarkLine& line) {
   nlohmann::ordered_json out = {
       {"name", line.name},
+      {"threads", line.threads},
       {"batch", line.batch},
       {"context", line.context},
       {"tokens", line.tokens},
@@ -81,9 +83,12 @@ nlohmann::ordered_json json_of(const BenchmarkLine& line) {
       {"weight_flops", line.weight_flops},
       {"attention_flops", line.attention_flops},
       {"flops_per_second", (line.weight_flops + line.attention_flops) / line.seconds},
+      {"limit_read_bytes_per_second", line.read_bytes_per_second},
+      {"limit_dot_flops_per_second", line.dot_flops_per_second},
       {"limit", line.bound},
       {"limit_seconds", line.bound_seconds},
       {"percent_of_limit", line.percent_of_limit()}};
+  if (line.page_faults > 0) out["page_faults"] = line.page_faults;
   if (line.profile.empty()) return out;
   out["profile_seconds"] = line.profile_seconds;
   for (const kernels::OperationProfile& p : line.profile) {
@@ -95,6 +100,22 @@ nlohmann::ordered_json json_of(const BenchmarkLine& line) {
                               {"bytes_per_second", p.bytes / p.seconds},
                               {"flops", p.flops},
                               {"flops_per_second", p.flops / p.seconds}});
+  }
+  return out;
+}
+
+// All threads' figures over one thread's, from lines that were measured one after the other.
+nlohmann::ordered_json scaling_of(const BenchmarkResult& result) {
+  nlohmann::ordered_json out = {{"threads", result.threads}};
+  for (size_t i = 1; i < result.lines.size(); ++i) {
+    const BenchmarkLine &all = result.lines[i - 1], &one = result.lines[i];
+    if (one.threads == result.threads) continue;
+    out[one.name] = one.seconds / all.seconds;
+    if (one.name == "decode") {
+      out["read_bytes_per_second"] = all.read_bytes_per_second / one.read_bytes_per_second;
+    } else {
+      out["dot_flops_per_second"] = all.dot_flops_per_second / one.dot_flops_per_second;
+    }
   }
   return out;
 }
@@ -119,6 +140,8 @@ nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model
                   {"load_seconds", load_seconds},
                   {"resident_anonymous_bytes", result.resident_bytes}};
   for (const BenchmarkLine& line : result.lines) out["lines"].push_back(json_of(line));
+  nlohmann::ordered_json scaling = scaling_of(result);
+  if (scaling.size() > 1) out["scaling"] = std::move(scaling);
   return out;
 }
 
@@ -140,6 +163,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     }
     DSV3_TRY(check_flag_value(o.quick, "quick"));
     DSV3_TRY(check_flag_value(o.profile, "profile"));
+    DSV3_TRY(check_flag_value(o.scaling, "scaling"));
     std::shared_ptr<CancelToken> cancel;
     DSV3_TRY(read_cancel(o.cancel, &cancel));
     EngineOptions context;
@@ -151,6 +175,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     benchmark.threads = context.threads;
     benchmark.repeats = o.repeats;
     benchmark.profile = o.profile == 1;
+    benchmark.scaling = o.scaling == 1;
     if (o.quick == 1) {
       benchmark.batches = {1, 4};
       benchmark.contexts = {1024};

@@ -98,7 +98,9 @@ int available_cpus();
 uint64_t total_memory();
 // Resident memory of this process beyond file mappings, in bytes; 0 when unknown.
 uint64_t resident_anonymous_bytes();
-// Asks for huge pages for a range of private memory. A hint, never fails.
+// Page faults of this process so far; 0 when unknown.
+uint64_t page_faults();
+// Asks for huge pages for a range of memory or of a mapped file. A hint, never fails.
 void advise_huge_pages(void* p, size_t size);
 // A thread of a library inside a host: blocks all signals, has a name (at most 15 bytes), and runs
 // with the default floating-point mode. Joined by the owner.

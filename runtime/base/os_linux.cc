@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -143,6 +144,8 @@ Result<Mapping> Mapping::map(const File& file) {
   void* p = ::mmap(nullptr, m.size_, PROT_READ, MAP_SHARED, file.fd_, 0);
   if (p == MAP_FAILED) return io_error(file.path(), "map", errno);
   m.data_ = static_cast<const uint8_t*>(p);
+  // Where the file system keeps large folios, they are then read and mapped two megabytes at once.
+  advise_huge_pages(p, m.size_);
   return m;
 }
 
@@ -353,6 +356,12 @@ uint64_t resident_anonymous_bytes() {
     if (std::sscanf(line.c_str(), "RssAnon: %llu kB", &kib) == 1) return kib * 1024;
   }
   return 0;
+}
+
+uint64_t page_faults() {
+  rusage usage{};
+  if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+  return static_cast<uint64_t>(usage.ru_minflt) + static_cast<uint64_t>(usage.ru_majflt);
 }
 
 // --- Thread

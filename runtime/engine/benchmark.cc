@@ -58,11 +58,8 @@ class Runner {
         bytes_(work_of(model_->weights(), matrix_bytes)),
         weights_(work_of(model_->weights(), matrix_weights)) {}
 
-  Status start(BenchmarkResult* result) {
-    DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, options_.threads, false}));
-    result->kernels = device_->name();
-    result->threads = device_->threads();
-    result->limits = kernels::measure_machine(device_.get());
+  Status start(int32_t threads) {
+    DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, threads, false}));
     if (options_.profile) profiler_.emplace(device_.get());
     kernels::Device* device = profiler_ ? &*profiler_ : device_.get();
     DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBatch));
@@ -71,27 +68,46 @@ class Runner {
     return {};
   }
 
-  // The limits once more: a machine that others use gives now more, now less, and what it can do is
-  // the larger. Percentages stand beside that.
-  void finish(BenchmarkResult* result) {
-    const kernels::MachineLimits before = result->limits;
-    const kernels::MachineLimits after = kernels::measure_machine(device_.get());
-    const auto drift = [](double a, double b) { return std::abs(a - b) / std::max({a, b, 1.0}); };
-    result->limits_drift =
-        std::max(drift(before.read_bytes_per_second, after.read_bytes_per_second),
-                 drift(before.dot_flops_per_second, after.dot_flops_per_second));
-    result->limits = kernels::greater(before, after);
-    for (BenchmarkLine& line : result->lines) bound(result->limits, &line);
+  const kernels::MachineLimits& limits() const { return limits_; }
+  void release_probe() { probe_.reset(); }
+  const kernels::Device& device() const { return *device_; }
+
+  // Not before the first token: reading the weights would meet its page faults.
+  Status measure_limits() {
+    std::span<const uint8_t> weights = model_->weight_memory();
+    if (weights.size() > total_memory()) weights = {};
+    DSV3_ASSIGN(probe_, kernels::MachineProbe::create(device_.get(), weights));
+    limits_ = probe_->measure();
+    return {};
+  }
+
+  // The first step after opening: what it costs more than a later one is mostly page faults of
+  // mapped weights.
+  Result<BenchmarkLine> first_token() {
+    BenchmarkLine line = new_line("first token", 1);
+    PagePool pool(device_.get(), forward_->page_bytes(), 2);
+    PageTable table(&pool);
+    DSV3_TRY(table.make_writable(0, 1));
+    const kernels::SequenceRows sequence{0, 1, 0, table.data()};
+    step_bytes_ = step_flops_ = attention_flops_ = 0;
+    const uint64_t faults = page_faults();
+    const int64_t begin = monotonic_ns();
+    DSV3_TRY(run_step(1, {&sequence, 1}, 1));
+    const double seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
+    line.page_faults = page_faults() - faults;
+    DSV3_TRY(measure_limits());
+    std::vector<Repeat> one = {
+        {seconds, step_bytes_, step_flops_, attention_flops_, probe_limits()}};
+    take_medians(&one, &line);
+    return line;
   }
 
   // Rows at the end of `batch` sequences of `context` zeroed latents each, in one step, with
   // logits.
   Result<BenchmarkLine> decode(int32_t batch, int64_t context) {
-    BenchmarkLine line;
-    line.name = "decode";
+    BenchmarkLine line = new_line("decode", batch);
     line.batch = batch;
     line.context = context;
-    line.tokens = batch;
     PagePool pool(device_.get(), forward_->page_bytes(), batch * (context / 64 + 2));
     std::vector<PageTable> tables;
     tables.reserve(static_cast<size_t>(batch));
@@ -112,9 +128,7 @@ class Runner {
 
   // One prompt from nothing, in chunks, with the last row's logits.
   Result<BenchmarkLine> prefill(int32_t tokens) {
-    BenchmarkLine line;
-    line.name = "prefill";
-    line.tokens = tokens;
+    BenchmarkLine line = new_line("prefill", tokens);
     PagePool pool(device_.get(), forward_->page_bytes(), tokens / 64 + 2);
     const auto prompt = [&]() -> Status {
       PageTable table(&pool);
@@ -131,6 +145,51 @@ class Runner {
   }
 
  private:
+  struct Limits {
+    double read, dot;  // bytes and operations per second
+  };
+  struct Repeat {
+    double seconds, bytes, weight_flops, attention_flops;
+    Limits limits;  // of the moments before and after
+    double reading() const { return bytes / limits.read; }
+    double computing() const { return (weight_flops + attention_flops) / limits.dot; }
+  };
+
+  Limits probe_limits() { return {probe_->read_pass(), probe_->dot_pass()}; }
+
+  // A machine that others use may halve its speed for a second and give it back: the percentage is
+  // the median of the repeats', each beside the limits of its own moment.
+  static void take_medians(std::vector<Repeat>* repeats, BenchmarkLine* line) {
+    const auto median_of = [&](auto value) {
+      std::vector<double> values;
+      for (const Repeat& r : *repeats) values.push_back(value(r));
+      return kernels::median(std::move(values));
+    };
+    line->read_bytes_per_second = median_of([](const Repeat& r) { return r.limits.read; });
+    line->dot_flops_per_second = median_of([](const Repeat& r) { return r.limits.dot; });
+    std::sort(repeats->begin(), repeats->end(),
+              [](const Repeat& a, const Repeat& b) { return a.seconds < b.seconds; });
+    const Repeat& median = (*repeats)[repeats->size() / 2];
+    line->seconds = median.seconds;
+    line->bytes = median.bytes;
+    line->weight_flops = median.weight_flops;
+    line->attention_flops = median.attention_flops;
+    line->fastest = repeats->front().seconds;
+    line->slowest = repeats->back().seconds;
+    line->bound = median.reading() > median.computing() ? "bandwidth" : "compute";
+    line->bound_seconds = median.seconds * median_of([](const Repeat& r) {
+                            return std::max(r.reading(), r.computing()) / r.seconds;
+                          });
+  }
+
+  BenchmarkLine new_line(const char* name, int32_t tokens) const {
+    BenchmarkLine line;
+    line.name = name;
+    line.threads = device_->threads();
+    line.tokens = tokens;
+    return line;
+  }
+
   // Runs a step over random tokens and counts what it had to read and multiply.
   Status run_step(int32_t rows, std::span<const kernels::SequenceRows> sequences,
                   int32_t head_rows) {
@@ -176,10 +235,8 @@ class Runner {
   template <class Body>
   Status measure(const Body& body, BenchmarkLine* line) {
     DSV3_TRY(body());  // warm: pages, caches, threads
-    struct Repeat {
-      double seconds, bytes, weight_flops, attention_flops;
-    };
     std::vector<Repeat> repeats;
+    Limits before = probe_limits();
     for (int32_t i = 0; i < options_.repeats; ++i) {
       step_bytes_ = step_flops_ = attention_flops_ = 0;
       // A step of a small model is shorter than the clock is worth: several make one repeat.
@@ -191,18 +248,15 @@ class Runner {
         ++times;
         now = monotonic_ns();
       } while (now - begin < 20'000'000);
-      repeats.push_back({static_cast<double>(now - begin) * 1e-9 / times, step_bytes_ / times,
-                         step_flops_ / times, attention_flops_ / times});
+      const Limits after = probe_limits();
+      repeats.push_back({static_cast<double>(now - begin) * 1e-9 / times,
+                         step_bytes_ / times,
+                         step_flops_ / times,
+                         attention_flops_ / times,
+                         {(before.read + after.read) / 2, (before.dot + after.dot) / 2}});
+      before = after;
     }
-    std::sort(repeats.begin(), repeats.end(),
-              [](const Repeat& a, const Repeat& b) { return a.seconds < b.seconds; });
-    const Repeat& median = repeats[repeats.size() / 2];
-    line->seconds = median.seconds;
-    line->bytes = median.bytes;
-    line->weight_flops = median.weight_flops;
-    line->attention_flops = median.attention_flops;
-    line->fastest = repeats.front().seconds;
-    line->slowest = repeats.back().seconds;
+    take_medians(&repeats, line);
     if (!profiler_) return {};
     profiler_->clear();
     const int64_t begin = monotonic_ns();
@@ -212,18 +266,12 @@ class Runner {
     return {};
   }
 
-  static void bound(const kernels::MachineLimits& limits, BenchmarkLine* line) {
-    const double reading = line->bytes / limits.read_bytes_per_second;
-    const double computing =
-        (line->weight_flops + line->attention_flops) / limits.dot_flops_per_second;
-    line->bound = reading > computing ? "bandwidth" : "compute";
-    line->bound_seconds = std::max(reading, computing);
-  }
-
   std::shared_ptr<const Model> model_;
   const BenchmarkOptions& options_;
   const Work bytes_, weights_;
   std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<kernels::MachineProbe> probe_;
+  kernels::MachineLimits limits_;
   std::optional<kernels::ProfilingDevice> profiler_;
   std::unique_ptr<ForwardModel> forward_;
   std::vector<int32_t> tokens_;
@@ -240,34 +288,54 @@ Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
   BenchmarkResult result;
   const int64_t longest = model->config().max_position_embeddings;
   Runner runner(model, options);
-  DSV3_TRY(runner.start(&result));
-  const auto total =
-      static_cast<int>(options.batches.size() + options.contexts.size() + options.prefills.size());
+  DSV3_TRY(runner.start(options.threads));
+  result.kernels = runner.device().name();
+  result.threads = runner.device().threads();
+  Runner one(model, options);
+  const bool scaling = options.scaling && result.threads > 1;
+  const auto total = static_cast<int>(1 + options.batches.size() + options.contexts.size() +
+                                      options.prefills.size() + (scaling ? 2 : 0));
   int done = 0;
-  const auto go_on = [&]() -> Status {
+  const auto add = [&](auto&& measure) -> Status {
     if (options.progress && !options.progress(done++, total)) {
       return Status(Code::kCancelled, "the benchmark was cancelled");
     }
+    DSV3_ASSIGN(BenchmarkLine line, measure());
+    result.lines.push_back(std::move(line));
     return {};
   };
+  DSV3_TRY(add([&] { return runner.first_token(); }));
   for (const int32_t batch : options.batches) {
-    DSV3_TRY(go_on());
-    DSV3_ASSIGN(BenchmarkLine line, runner.decode(std::clamp(batch, 1, kMaxBatch), 0));
-    result.lines.push_back(line);
+    const int32_t rows = std::clamp(batch, 1, kMaxBatch);
+    DSV3_TRY(add([&] { return runner.decode(rows, 0); }));
+    // Right after the line that it is compared with.
+    if (scaling && batch == options.batches.front()) {
+      DSV3_TRY(one.start(1));
+      DSV3_TRY(one.measure_limits());
+      DSV3_TRY(add([&] { return one.decode(rows, 0); }));
+    }
   }
   for (const int64_t context : options.contexts) {
-    DSV3_TRY(go_on());
-    if (context >= longest) continue;
-    DSV3_ASSIGN(BenchmarkLine line, runner.decode(1, context));
-    result.lines.push_back(line);
+    if (context < longest) DSV3_TRY(add([&] { return runner.decode(1, context); }));
   }
   for (const int32_t tokens : options.prefills) {
-    DSV3_TRY(go_on());
     if (tokens > longest) continue;
-    DSV3_ASSIGN(BenchmarkLine line, runner.prefill(tokens));
-    result.lines.push_back(line);
+    DSV3_TRY(add([&] { return runner.prefill(tokens); }));
+    if (scaling && tokens == options.prefills.back()) {
+      DSV3_TRY(add([&] { return one.prefill(tokens); }));
+    }
   }
-  runner.finish(&result);
+  result.limits = runner.limits();
+  for (const BenchmarkLine& line : result.lines) {
+    if (line.threads != result.threads) continue;
+    const auto drift = [](double a, double b) { return std::abs(a - b) / std::max({a, b, 1.0}); };
+    result.limits_drift =
+        std::max({result.limits_drift,
+                  drift(line.read_bytes_per_second, result.limits.read_bytes_per_second),
+                  drift(line.dot_flops_per_second, result.limits.dot_flops_per_second)});
+  }
+  runner.release_probe();
+  one.release_probe();
   result.resident_bytes = resident_anonymous_bytes();
   return result;
 }

@@ -24,11 +24,16 @@ struct BenchmarkOptions {
   std::vector<int64_t> contexts = {4096, 16384};     // decode, batch 1
   std::vector<int32_t> prefills = {128, 512, 2048};  // tokens
   bool profile = false;  // one more repeat of every line, measured operation by operation
+  // The first decode and the last prefill line on one thread as well, right after.
+  bool scaling = false;
   std::function<bool(int done, int total)> progress;  // false cancels
 };
 
 struct BenchmarkLine {
-  std::string name;  // "decode", "prefill"
+  // "decode", "prefill"; "first token": the first decoding step after opening, measured once, page
+  // faults and all.
+  std::string name;
+  int32_t threads = 0;
   int32_t batch = 1;
   int64_t context = 0;
   int32_t tokens = 0;  // of one repeat
@@ -37,7 +42,10 @@ struct BenchmarkLine {
   double bytes = 0;         // of weights and latents that a repeat must read, at the least
   double weight_flops = 0;  // 2 * weights used * rows
   double attention_flops = 0;
-  double bound_seconds = 0;  // what the machine's limits allow: the larger of reading and computing
+  uint64_t page_faults = 0;  // of a first token
+  // The machine's limits between this line's repeats, medians as the line itself is.
+  double read_bytes_per_second = 0, dot_flops_per_second = 0;
+  double bound_seconds = 0;  // what they allow a repeat: the larger of reading and computing
   const char* bound = "";    // "bandwidth" or "compute"
   // Of one repeat, where asked for; the clock of each operation is in it.
   std::vector<kernels::OperationProfile> profile;
@@ -49,8 +57,8 @@ struct BenchmarkLine {
 struct BenchmarkResult {
   std::string kernels;
   int32_t threads = 0;
-  kernels::MachineLimits limits;  // the better of a measurement before the lines and one after
-  double limits_drift = 0;  // by what part the two differ, the figure that differs most: noise
+  kernels::MachineLimits limits;  // before the lines
+  double limits_drift = 0;        // by what part some line's own limits differ from those: noise
   std::vector<BenchmarkLine> lines;
   uint64_t resident_bytes = 0;
 };

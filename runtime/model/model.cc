@@ -42,6 +42,7 @@ struct Model::Impl {
   HostBuffer<uint8_t> header_bytes;
   std::optional<Mapping> mapping;
   HostBuffer<uint8_t> copy;  // of the data
+  uint64_t data_bytes = 0;   // of either
 
   ContainerHeader header;
   ModelWeights weights;
@@ -62,7 +63,7 @@ Status Model::Impl::read_header() {
 }
 
 Status Model::Impl::read_data(const Progress& progress) {
-  const uint64_t bytes = preamble.file_bytes - preamble.data_offset;
+  const uint64_t bytes = data_bytes = preamble.file_bytes - preamble.data_offset;
   if (options.residency == Residency::kMap) {
     DSV3_ASSIGN(mapping, Mapping::map(*file));
     bind_records(header.records, header.config, mapping->data() + preamble.data_offset, &weights);
@@ -199,6 +200,7 @@ Result<std::shared_ptr<const Model>> Model::synthesise(const ModelConfig& config
   const uint64_t memory = total_memory();
   if (memory == 0 || bytes <= memory) {
     impl->copy.reset(static_cast<uint8_t*>(host_alloc(bytes, kPageAlign)));
+    impl->data_bytes = bytes;
   }
   if (impl->copy == nullptr) {
     return make_field_error(Code::kOutOfMemory, "shape",
@@ -232,6 +234,10 @@ const Fingerprint& Model::fingerprint() const { return impl_->fingerprint; }
 Residency Model::residency() const { return impl_->options.residency; }
 uint64_t Model::file_bytes() const { return impl_->preamble.file_bytes; }
 
+std::span<const uint8_t> Model::weight_memory() const {
+  if (!impl_->mapping) return {impl_->copy.get(), impl_->data_bytes};
+  return {impl_->mapping->data() + impl_->preamble.data_offset, impl_->data_bytes};
+}
 uint64_t Model::weight_bytes() const { return impl_->item_bytes(); }
 
 uint64_t Model::active_bytes_per_token() const {

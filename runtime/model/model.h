@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "runtime/base/status.h"
@@ -76,6 +77,8 @@ class Model {
   Residency residency() const;
   uint64_t file_bytes() const;
   uint64_t weight_bytes() const;  // all tensors
+  // Where all of them lie, in one piece.
+  std::span<const uint8_t> weight_memory() const;
   uint64_t active_bytes_per_token()
       const;  // weights one token reads (embedding row and head included)
   uint64_t parameters() const;

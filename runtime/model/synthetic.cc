@@ -15,37 +15,47 @@ using kernels::DType;
 constexpr uint64_t kChunk = uint64_t{4} << 20;
 
 // SplitMix64: a stream that may begin anywhere.
+constexpr uint64_t kStep = 0x9e3779b97f4a7c15u;
 uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   return x ^ (x >> 31);
 }
 
-// What a word of random bits becomes for each type. Magnitudes lie within a factor of 16 of each
-// other and signs are random, as in trained weights; the scale makes the layer keep its input's
-// size.
-uint64_t weights_of(uint64_t random, DType type) {
+// What random bits become weights of a type with: (bits & keep) | set. Magnitudes lie within a
+// factor of 16 of each other and signs are random, as in trained weights; the scale makes the layer
+// keep its input's size.
+struct Masks {
+  uint64_t keep, set;
+};
+Masks masks_of(DType type) {
   switch (type) {
     case DType::kF8E4M3:  // exponents 4..7 of 0..15: 2^-3 .. 2
-      return (random & 0x9f9f9f9f9f9f9f9fu) | 0x2020202020202020u;
+      return {0x9f9f9f9f9f9f9f9fu, 0x2020202020202020u};
     case DType::kBF16:  // exponents 2^-7 .. 2^-4 around 1/32
-      return (random & 0x81ff81ff81ff81ffu) | 0x3c003c003c003c00u;
+      return {0x81ff81ff81ff81ffu, 0x3c003c003c003c00u};
     case DType::kF16:
-      return (random & 0x8fff8fff8fff8fffu) | 0x2000200020002000u;
+      return {0x8fff8fff8fff8fffu, 0x2000200020002000u};
     case DType::kF32:
-      return (random & 0x81ffffff81ffffffu) | 0x3c0000003c000000u;
+      return {0x81ffffff81ffffffu, 0x3c0000003c000000u};
     case DType::kMXFP4:  // any codes; the scales among them are written afterwards
-      return random;
+      break;
   }
-  return 0;
+  return {~uint64_t{0}, 0};
 }
 
 void fill_random(uint64_t seed, uint64_t stream, DType type, uint8_t* out, uint64_t bytes) {
+  const Masks masks = masks_of(type);
+  uint64_t state = mix(seed) ^ mix(stream * kStep);
+  const auto next = [&] { return (mix(state += kStep) & masks.keep) | masks.set; };
   uint64_t at = 0;
-  for (uint64_t i = 0; at < bytes; ++i, at += 8) {
-    const uint64_t word = weights_of(mix(seed ^ mix(stream + i)), type);
-    std::memcpy(out + at, &word, std::min<uint64_t>(8, bytes - at));
+  for (; at + 8 <= bytes; at += 8) {
+    const uint64_t word = next();
+    std::memcpy(out + at, &word, 8);
+  }
+  if (at < bytes) {
+    const uint64_t word = next();
+    std::memcpy(out + at, &word, bytes - at);
   }
 }
 
@@ -54,10 +64,10 @@ void fill_mx_scales(const Part& part, uint64_t begin, uint64_t end, uint8_t* out
   // E2M1 codes have a root mean square of 2.9.
   const double scale = 1 / (2.9 * std::sqrt(static_cast<double>(part.k)));
   const int code = 127 + static_cast<int>(std::lround(std::log2(scale)));
-  constexpr int64_t kStep = 4 * kernels::kMxBlock;  // inputs behind one line of scales
+  constexpr int64_t kInputs = 4 * kernels::kMxBlock;  // behind one line of scales
   for (uint64_t row = begin * kernels::kTileN; row < end * kernels::kTileN;
        row += kernels::kTileN) {
-    for (int64_t column = 0; column < part.k; column += kStep) {
+    for (int64_t column = 0; column < part.k; column += kInputs) {
       const auto place = kernels::mx_place(static_cast<int64_t>(row), column, part.k);
       std::memset(out + place.scale, code, 64);
     }

@@ -110,7 +110,12 @@ class Bench {
       std::exit(1);
     }
     device = std::move(*made);
-    machine_ = k::measure_machine(device.get());
+    auto probe = k::MachineProbe::create(device.get());
+    if (!probe.ok()) {
+      std::fprintf(stderr, "%s\n", probe.status().message().c_str());
+      std::exit(1);
+    }
+    machine_ = (*probe)->measure();
     std::printf("%s, %d threads: reads %.1f GB/s (L2 %.0f), %s multiply-adds %.0f GFLOP/s\n",
                 device->name(), device->threads(), machine_.read_bytes_per_second * 1e-9,
                 machine_.cache_bytes_per_second * 1e-9, machine_.dot,

@@ -246,6 +246,56 @@ TEST_CASE("attention: bits do not depend on chunks, threads or neighbours in the
   }
 }
 
+// Sequences with few rows are taken through W_UK and W_UV together, up to 64 rows of them; what is
+// beyond that, and longer ones, go alone.
+TEST_CASE("attention: many short sequences in one step, each with the bits it has alone") {
+  Random random(27);
+  for (const k::MlaShape& shape :
+       {k::MlaShape{4, 128, 64, 32, 64}, k::MlaShape{5, 200, 52, 6, 50}}) {
+    Model m = random_model(random, shape, k::DType::kF8E4M3, 64);
+    m.first_key = shape.heads == 5 ? 1 : 0;
+    std::vector<int64_t> rows = {1, 50, 2, 8, 9, 1, 3};
+    for (int i = 0; i < 30; ++i) rows.push_back(1 + i % 4);  // 75 more
+    const int64_t length = 150;
+    std::vector<Sequence> sequences;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      sequences.push_back(random_sequence(random, m, length));
+    }
+    // Of the rows of a shared sequence the last is NaN: the rows before it keep their bits.
+    sequences[6].kv[(20 + 11 * 6 % 80 + 2) * m.kv_width()] =
+        std::numeric_limits<float>::quiet_NaN();
+    for (const std::string& set : fast_sets()) {
+      const auto position = [](size_t i) { return static_cast<int64_t>(20 + 11 * i % 80); };
+      std::vector<std::vector<float>> alone;
+      auto one = device(set, 1);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        Pages pages(one.get(), m, length);
+        step(*one, m, {{&sequences[i], &pages, m.first_key, position(i)}});
+        alone.push_back(
+            step(*one, m, {{&sequences[i], &pages, position(i), position(i) + rows[i]}}));
+      }
+      for (const int threads : {1, 3}) {
+        auto d = device(set, threads);
+        std::vector<std::unique_ptr<Pages>> pages;
+        std::vector<Part> parts;
+        for (size_t i = 0; i < rows.size(); ++i) {
+          pages.push_back(std::make_unique<Pages>(d.get(), m, length));
+          step(*d, m, {{&sequences[i], pages[i].get(), m.first_key, position(i)}});
+          parts.push_back({&sequences[i], pages[i].get(), position(i), position(i) + rows[i]});
+        }
+        const auto out = step(*d, m, parts);
+        size_t at = 0;
+        for (size_t i = 0; i < rows.size(); ++i) {
+          CHECK_MESSAGE(same_bits(&out[at], alone[i].data(), alone[i].size()), set, " threads ",
+                        threads, " sequence ", i);
+          at += alone[i].size();
+        }
+        CHECK(at == out.size());
+      }
+    }
+  }
+}
+
 TEST_CASE("attention: what a page holds beyond the last position does not matter") {
   Random random(23);
   const Model m = random_model(random, {4, 64, 16, 8, 16}, k::DType::kBF16);

@@ -43,17 +43,20 @@ TEST_CASE("profile: linear layers are counted by their sizes") {
   CHECK(d.profile().empty());
 }
 
-TEST_CASE("machine limits: the greater of two measurements, figure by figure") {
-  k::MachineLimits a, b;
-  a.read_bytes_per_second = 3;
-  b.read_bytes_per_second = 2;
-  a.dot_flops_per_second = 5;
-  b.dot_flops_per_second = 7;
-  b.int8_ops_per_second = 1;
-  const k::MachineLimits both = k::greater(a, b);
-  CHECK(both.read_bytes_per_second == 3);
-  CHECK(both.dot_flops_per_second == 7);
-  CHECK(both.int8_ops_per_second == 1);
+TEST_CASE("machine limits: medians, every figure there") {
+  CHECK(k::median({3, 1, 2}) == 2);
+  CHECK(k::median({7}) == 7);
+  auto device = k::make_device({});
+  REQUIRE(device.ok());
+  auto probe = k::MachineProbe::create(device->get());
+  REQUIRE(probe.ok());
+  const k::MachineLimits limits = (*probe)->measure();
+  CHECK(limits.read_bytes_per_second > 1e8);
+  CHECK(limits.cache_bytes_per_second > 1e8);
+  CHECK(limits.dot_flops_per_second > 1e8);
+  CHECK(std::string(limits.dot) != "");
+  CHECK((*probe)->read_pass() > 1e8);
+  CHECK((*probe)->dot_pass() > 1e8);
 }
 
 }  // namespace dsv3::test

@@ -1,0 +1,149 @@
+// dsv3_benchmark: what its JSON holds, that its parts add up, and what it refuses. How fast
+// anything is cannot fail here.
+#include <doctest/doctest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/api/api_support.h"
+
+using namespace dsv3::test;  // NOLINT
+using Json = nlohmann::json;
+
+namespace {
+
+dsv3_benchmark_options quick_options(const dsv3_context_options* context) {
+  dsv3_benchmark_options o;
+  dsv3_benchmark_options_init(&o, sizeof o);
+  o.shape = "tiny";
+  o.layers = 2;
+  o.quick = 1;
+  o.repeats = 1;
+  o.context = context;
+  return o;
+}
+
+dsv3_context_options two_threads() {
+  dsv3_context_options context;
+  dsv3_context_options_init(&context, sizeof context);
+  context.threads = 2;
+  return context;
+}
+
+Json run(const dsv3_benchmark_options& o) {
+  Error e;
+  char* text = nullptr;
+  REQUIRE_MESSAGE(dsv3_benchmark(&o, &text, e.out()) == DSV3_OK, e.message());
+  const Json result = Json::parse(text);
+  dsv3_string_free(text);
+  return result;
+}
+
+TEST_CASE("every line with what it read, multiplied and took") {
+  const dsv3_context_options context = two_threads();
+  const Json result = run(quick_options(&context));
+  CHECK(result["machine"]["threads"] == 2);
+  for (const char* limit : {"read_bytes_per_second", "dot_flops_per_second"}) {
+    CHECK(result["machine"][limit].get<double>() > 1e8);
+  }
+  CHECK(result["model"]["num_hidden_layers"] == 2);
+  std::vector<std::string> names;
+  for (const Json& line : result["lines"]) {
+    names.push_back(line["name"]);
+    CAPTURE(line.dump());
+    CHECK(line["threads"] == 2);
+    CHECK(line["seconds"].get<double>() > 0);
+    CHECK(line["fastest_seconds"].get<double>() <= line["slowest_seconds"].get<double>());
+    CHECK(line["bytes"].get<double>() > 0);
+    CHECK(line["weight_flops"].get<double>() > 0);
+    CHECK(line["percent_of_limit"].get<double>() > 0);
+    CHECK(!line.contains("profile"));
+  }
+  CHECK(names == std::vector<std::string>{"first token", "decode", "decode", "decode", "prefill"});
+  CHECK(!result.contains("scaling"));
+  // Four rows choose at least the experts of one, and at most four times as many.
+  const Json &one = result["lines"][1], &four = result["lines"][2];
+  CHECK(one["batch"] == 1);
+  CHECK(four["batch"] == 4);
+  CHECK(four["weight_flops"] == 4 * one["weight_flops"].get<double>());
+  CHECK(four["bytes"].get<double>() >= one["bytes"].get<double>());
+  CHECK(four["bytes"].get<double>() <= 4 * one["bytes"].get<double>());
+}
+
+TEST_CASE("a profile's operations add up to no more than its repeat") {
+  const dsv3_context_options context = two_threads();
+  dsv3_benchmark_options o = quick_options(&context);
+  o.profile = 1;
+  for (const Json& line : run(o)["lines"]) {
+    if (line["name"] == "first token") continue;
+    CAPTURE(line.dump());
+    REQUIRE(line.contains("profile"));
+    const double whole = line["profile_seconds"];
+    double seconds = 0, share = 0, flops = 0;
+    std::set<std::string> names;
+    for (const Json& p : line["profile"]) {
+      CHECK(names.insert(p["name"].get<std::string>()).second);
+      CHECK(p["calls"].get<int64_t>() > 0);
+      seconds += p["seconds"].get<double>();
+      share += p["share"].get<double>();
+      flops += p["flops"].get<double>();
+    }
+    CHECK(seconds > 0);
+    CHECK(seconds <= whole);
+    CHECK(share <= 1.0 + 1e-9);
+    // The same multiply-adds as the line counts, from the other side.
+    const double counted =
+        line["weight_flops"].get<double>() + line["attention_flops"].get<double>();
+    CHECK(flops > 0.9 * counted);
+    CHECK(flops < 1.1 * counted);
+  }
+}
+
+TEST_CASE("scaling: one thread's lines beside all threads'") {
+  const dsv3_context_options context = two_threads();
+  dsv3_benchmark_options o = quick_options(&context);
+  o.scaling = 1;
+  const Json result = run(o);
+  int single = 0;
+  for (const Json& line : result["lines"]) single += line["threads"] == 1 ? 1 : 0;
+  CHECK(single == 2);
+  CHECK(result["scaling"]["threads"] == 2);
+  for (const char* name : {"read_bytes_per_second", "dot_flops_per_second", "decode", "prefill"}) {
+    CAPTURE(name);
+    CHECK(result["scaling"][name].get<double>() > 0);
+  }
+}
+
+TEST_CASE("refused, named, and nothing written") {
+  const auto refused = [](const char* field, auto change) {
+    dsv3_benchmark_options o = quick_options(nullptr);
+    change(&o);
+    Error e;
+    char* text = nullptr;
+    CAPTURE(field);
+    CHECK(dsv3_benchmark(&o, &text, e.out()) == DSV3_E_INVALID_ARGUMENT);
+    CHECK(e.field() == field);
+    CHECK(e.message().find(field) != std::string::npos);
+    CHECK(text == nullptr);
+  };
+  refused("repeats", [](auto* o) { o->repeats = 0; });
+  refused("quick", [](auto* o) { o->quick = 2; });
+  refused("profile", [](auto* o) { o->profile = -1; });
+  refused("scaling", [](auto* o) { o->scaling = 7; });
+  refused("shape", [](auto* o) { o->shape = "enormous"; });
+  refused("shape", [](auto* o) { o->shape = nullptr; });
+  refused("shape", [](auto* o) { o->model_path = "model.dsv3"; });
+}
+
+TEST_CASE("cancelled between lines") {
+  const CancelHandle cancel = make_cancel();
+  dsv3_benchmark_options o = quick_options(nullptr);
+  o.cancel = cancel.get();
+  dsv3_cancel_set(cancel.get());
+  Error e;
+  char* text = nullptr;
+  CHECK(dsv3_benchmark(&o, &text, e.out()) == DSV3_E_CANCELLED);
+  CHECK(text == nullptr);
+}
+
+}  // namespace
