@@ -65,6 +65,7 @@ void StepCosts::record(int64_t rows, int64_t ns) {
     other.ns *= moved;
     other.evidence *= 1 - kForget;
   }
+  make_points();
 }
 
 double StepCosts::believed(const Mean& m, const Mean& base) {
@@ -74,31 +75,30 @@ double StepCosts::believed(const Mean& m, const Mean& base) {
   return (m.evidence * m.ns + kLineWeight * line) / (m.evidence + kLineWeight);
 }
 
-double StepCosts::of(int64_t rows) const {
-  const auto wanted = static_cast<double>(rows);
-  // The narrowest known step is what the others are held against.
-  const Mean* base = nullptr;
-  double below = 0, below_rows = 0, above = 0, above_rows = 0;
+void StepCosts::make_points() {
+  known_ = 0;
+  const Mean* base = nullptr;  // the narrowest known step is what the others are held against
   for (const Mean& m : means_) {
     if (m.ns == 0) continue;
     if (base == nullptr) base = &m;
-    const double ns = &m == base ? m.ns : believed(m, *base);
-    if (m.rows <= wanted) {
-      below = ns;
-      below_rows = m.rows;
-    } else {
-      above = ns;
-      above_rows = m.rows;
-      break;
-    }
+    points_[static_cast<size_t>(known_++)] = {m.rows, &m == base ? m.ns : believed(m, *base)};
   }
-  if (base == nullptr) return 0;
-  const auto row = [](double time, double rows_of_it) {
-    return kUnknownRow * time / (1 + (rows_of_it - 1) * kUnknownRow);
+}
+
+double StepCosts::of(int64_t rows) const {
+  if (known_ == 0) return 0;
+  const auto wanted = static_cast<double>(rows);
+  const Point* const begin = points_.data();
+  const Point* const end = begin + known_;
+  const Point* above = begin;
+  while (above < end && above->rows <= wanted) ++above;
+  const auto row = [](const Point& p) {
+    return kUnknownRow * p.ns / (1 + (p.rows - 1) * kUnknownRow);
   };
-  if (below == 0) return above - (above_rows - wanted) * row(above, above_rows);
-  if (above == 0) return below + (wanted - below_rows) * row(below, below_rows);
-  return below + (wanted - below_rows) / (above_rows - below_rows) * (above - below);
+  if (above == begin) return above->ns - (above->rows - wanted) * row(*above);
+  const Point& below = above[-1];
+  if (above == end) return below.ns + (wanted - below.rows) * row(below);
+  return below.ns + (wanted - below.rows) / (above->rows - below.rows) * (above->ns - below.ns);
 }
 
 DraftRates::DraftRates() {

@@ -37,6 +37,13 @@ class StepCosts {
     double evidence = 0;  // recorded steps; those of other buckets take from it
   };
   std::array<Mean, kBuckets> means_;
+  // What of() goes by, made by record(): it is asked a dozen times for every request and step.
+  struct Point {
+    double rows = 0, ns = 0;
+  };
+  std::array<Point, kBuckets> points_;
+  int known_ = 0;  // points, by ascending rows
+  void make_points();
   // How much a step cost, by what is known and what the line from `base` says.
   static double believed(const Mean& m, const Mean& base);
 };
