@@ -26,12 +26,7 @@ double ffn_sum(const FfnView& f, double (*of)(const MatrixView&)) {
   return of(f.gate) + of(f.up) + of(f.down);
 }
 
-// What one step reads and multiplies, in bytes or in weights.
-struct Work {
-  double every_row = 0;  // of all layers but routed experts; the head is apart
-  double head = 0;
-  double expert = 0;  // of one routed expert
-};
+using Work = StepBytes;  // or the same in weights
 
 Work work_of(const ModelWeights& w, double (*of)(const MatrixView&)) {
   Work work;
@@ -282,6 +277,8 @@ class Runner {
 };
 
 }  // namespace
+
+StepBytes step_bytes(const Model& model) { return work_of(model.weights(), matrix_bytes); }
 
 Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
                                       const BenchmarkOptions& options) {

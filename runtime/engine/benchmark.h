@@ -63,6 +63,14 @@ struct BenchmarkResult {
   uint64_t resident_bytes = 0;
 };
 
+// What one step reads of the weights, in bytes.
+struct StepBytes {
+  double every_row = 0;  // of all layers but routed experts; the head is apart
+  double head = 0;
+  double expert = 0;  // of one routed expert
+};
+StepBytes step_bytes(const Model& model);
+
 Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
                                       const BenchmarkOptions& options);
 

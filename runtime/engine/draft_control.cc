@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace dsv3 {
 namespace {
@@ -37,9 +38,9 @@ int StepCosts::bucket(int64_t rows) {
 }
 
 int64_t StepCosts::rows_of(int b) {
-  if (b < 4) return b + 1;
-  const int64_t power = int64_t{4} << ((b - 3) / 2);  // 4, then 6, 8, 12, 16, 24, ...
-  return (b - 3) % 2 == 0 ? power : power + power / 2;
+  if (b < kExact) return b + 1;
+  const int64_t power = int64_t{kExact} << ((b - kExact + 1) / 2);  // 48, 64, 96, 128, ...
+  return (b - kExact) % 2 == 0 ? power + power / 2 : power;
 }
 
 void StepCosts::record(int64_t rows, int64_t ns) {
@@ -64,6 +65,7 @@ void StepCosts::record(int64_t rows, int64_t ns) {
     other.ns *= moved;
     other.evidence *= 1 - kForget;
   }
+  make_points();
 }
 
 double StepCosts::believed(const Mean& m, const Mean& base) {
@@ -73,38 +75,37 @@ double StepCosts::believed(const Mean& m, const Mean& base) {
   return (m.evidence * m.ns + kLineWeight * line) / (m.evidence + kLineWeight);
 }
 
-double StepCosts::of(int64_t rows) const {
-  const auto wanted = static_cast<double>(rows);
-  // The narrowest known step is what the others are held against.
-  const Mean* base = nullptr;
-  double below = 0, below_rows = 0, above = 0, above_rows = 0;
+void StepCosts::make_points() {
+  known_ = 0;
+  const Mean* base = nullptr;  // the narrowest known step is what the others are held against
   for (const Mean& m : means_) {
     if (m.ns == 0) continue;
     if (base == nullptr) base = &m;
-    const double ns = &m == base ? m.ns : believed(m, *base);
-    if (m.rows <= wanted) {
-      below = ns;
-      below_rows = m.rows;
-    } else {
-      above = ns;
-      above_rows = m.rows;
-      break;
-    }
+    points_[static_cast<size_t>(known_++)] = {m.rows, &m == base ? m.ns : believed(m, *base)};
   }
-  if (base == nullptr) return 0;
-  const auto row = [](double time, double rows_of_it) {
-    return kUnknownRow * time / (1 + (rows_of_it - 1) * kUnknownRow);
+}
+
+double StepCosts::of(int64_t rows) const {
+  if (known_ == 0) return 0;
+  const auto wanted = static_cast<double>(rows);
+  const Point* const begin = points_.data();
+  const Point* const end = begin + known_;
+  const Point* above = begin;
+  while (above < end && above->rows <= wanted) ++above;
+  const auto row = [](const Point& p) {
+    return kUnknownRow * p.ns / (1 + (p.rows - 1) * kUnknownRow);
   };
-  if (below == 0) return above - (above_rows - wanted) * row(above, above_rows);
-  if (above == 0) return below + (wanted - below_rows) * row(below, below_rows);
-  return below + (wanted - below_rows) / (above_rows - below_rows) * (above - below);
+  if (above == begin) return above->ns - (above->rows - wanted) * row(*above);
+  const Point& below = above[-1];
+  if (above == end) return below.ns + (wanted - below.rows) * row(below);
+  return below.ns + (wanted - below.rows) / (above->rows - below.rows) * (above->ns - below.ns);
 }
 
 DraftRates::DraftRates() {
   for (int s = 0; s < kDraftSources; ++s) {
     for (int c = 0; c < kConfidenceClasses; ++c) {
-      rates_[static_cast<size_t>(s * kConfidenceClasses + c)] = {kPriorWeight * kPriors[s][c],
-                                                                 kPriorWeight};
+      Rates& r = rates_[static_cast<size_t>(s * kConfidenceClasses + c)];
+      r.first = {kPriorWeight * kPriors[s][c], kPriorWeight};
     }
   }
 }
@@ -114,62 +115,75 @@ size_t DraftRates::index(DraftSource source, int64_t confidence) {
   return static_cast<size_t>(static_cast<int>(source) * kConfidenceClasses + c);
 }
 
-void DraftRates::record(DraftSource source, int64_t confidence, int32_t right, bool wrong) {
-  Rate& r = rates_[index(source, confidence)];
-  r.right = r.right * kCountDecay + right;
-  r.seen = r.seen * kCountDecay + right + (wrong ? 1 : 0);
+void DraftRates::Rate::record(int32_t more_right, bool wrong) {
+  right = right * kCountDecay + more_right;
+  seen = seen * kCountDecay + more_right + (wrong ? 1 : 0);
 }
 
-double DraftRates::chance(DraftSource source, int64_t confidence) const {
-  const Rate& r = rates_[index(source, confidence)];
-  return r.seen > 0 ? r.right / r.seen : 0;
+void DraftRates::record(DraftSource source, int64_t confidence, int32_t right, bool wrong) {
+  if (right == 0 && !wrong) return;
+  Rates& r = rates_[index(source, confidence)];
+  r.first.record(right > 0 ? 1 : 0, right == 0);
+  if (right > 1 || (right == 1 && wrong)) r.next.record(right - 1, wrong);
+}
+
+DraftRates::Chances DraftRates::chances(DraftSource source, int64_t confidence) const {
+  const Rates& r = rates_[index(source, confidence)];
+  const double first = r.first.seen > 0 ? r.first.right / r.first.seen : 0;
+  // Until more is known, as likely as the first ones.
+  return {first, (r.next.right + kPriorWeight * first) / (r.next.seen + kPriorWeight)};
 }
 
 DraftRates DraftRates::as_prior() const {
   DraftRates out = *this;
-  for (Rate& r : out.rates_) {
-    const double scale = r.seen > kPriorWeight ? kPriorWeight / r.seen : 1;
-    r.right *= scale;
-    r.seen *= scale;
+  for (Rates& rates : out.rates_) {
+    for (Rate* r : {&rates.first, &rates.next}) {
+      const double scale = r->seen > kPriorWeight ? kPriorWeight / r->seen : 1;
+      r->right *= scale;
+      r->seen *= scale;
+    }
   }
   return out;
 }
 
-DraftControl::Plan DraftControl::plan(const DraftExperience& shared, DraftSource source,
+DraftControl::Plan DraftControl::plan(DraftExperience* shared, DraftSource source,
                                       int64_t confidence, int32_t available, int64_t others,
                                       double draft_ns) const {
   Plan best;
-  const StepCosts& costs = shared.costs;
+  const StepCosts& costs = shared->costs;
   const double plain = costs.of(others + 1);
   if (plain <= 0 || source == DraftSource::kNone) return best;
-  const double chance = this->chance(shared, source, confidence);
-  const double credit = shared.began ? shared.credit_ns : kFirstSteps * plain;
+  const DraftRates::Chances chances = this->chances(*shared, source, confidence);
+  const double credit = shared->began ? shared->credit_ns : kFirstSteps * plain;
   double right = 0, all = 1;  // expected right tokens; chance that all so far are
   int32_t length = 0;
   const double tasks = static_cast<double>(others) + 1;
+  const double least_gain = kSharedGain - (kSharedGain - 1) / tasks;
   const auto consider = [&] {
-    const double wide = costs.of(others + 1 + length) + draft_ns;
+    const double price = costs.of(others + 1 + length) + draft_ns - plain;
     // The loss if the first token is wrong, as likely as that is.
-    if ((wide - plain) * (1 - chance) > credit) return;
+    if (price * (1 - chances.first) > credit) return;
     // The step makes a token for every task; more for this one is no more than that.
-    const double speedup = (1 + right / tasks) * plain / wide;
+    if (right / tasks * plain < least_gain * price) return;
+    const double speedup = (1 + right / tasks) * plain / (plain + price);
     if (speedup > best.speedup) best = {length, speedup, /*trial=*/false};
   };
   for (const int32_t wanted : kLengths) {
     const int32_t until = std::min(wanted, available);
     if (until <= length) break;
     while (length < until) {
-      all *= chance;
+      all *= length == 0 ? chances.first : chances.next;
       right += all;
       ++length;
     }
     consider();
   }
   const int32_t probe = std::min(kProbeLength, available);
-  if (best.length == 0 && probe > 0 && idle_steps_ >= shared.probe_after && chance > kHopeless &&
-      costs.of(others + 1 + probe) + draft_ns - plain <= credit) {
+  if (best.length == 0 && probe > 0 && shared->idle_steps >= shared->probe_after &&
+      chances.first > kHopeless && costs.of(others + 1 + probe) + draft_ns - plain <= credit) {
     best.length = probe;
     best.trial = true;
+    shared->idle_steps = 0;  // the others of this step need not try too
   }
   return best;
 }
@@ -185,25 +199,41 @@ void DraftControl::record_draft(DraftExperience* shared, DraftSource source, int
 
 void DraftControl::record_step(DraftExperience* shared, int32_t drafted, int32_t tokens,
                                int64_t others, double draft_ns) {
+  DraftExperience::Committed& step = shared->committed;
+  ++step.asked;
+  step.drafted += drafted;
+  step.more += tokens - 1;
+  step.draft_ns += draft_ns;
   const double plain = shared->costs.of(others + 1);
-  if (plain <= 0) return;
-  double& credit = shared->credit_ns;
-  if (!shared->began) credit = kFirstSteps * plain;
-  shared->began = true;
-  // The time of a step is everybody's in it.
+  if (drafted == 0 && draft_ns == 0) return;
   const double tasks = static_cast<double>(others) + 1;
-  credit += kAllowance * plain / tasks;
-  if (drafted > 0 || draft_ns > 0) {
-    const double wide = shared->costs.of(others + 1 + drafted) + draft_ns;
-    const double saved = (1 + (tokens - 1) / tasks) * plain - wide;
-    saved_ns_ += saved;
-    credit += saved;
-    idle_steps_ = 0;
-    shared->probe_after = saved > 0 ? kFirstProbe : std::min(2 * shared->probe_after, kLastProbe);
+  const double wide = shared->costs.of(others + 1 + drafted) + draft_ns;
+  saved_ns_ += (1 + (tokens - 1) / tasks) * plain - wide;
+}
+
+void DraftExperience::end_step(int64_t tasks, int64_t rows, int64_t ns) {
+  const Committed step = std::exchange(committed, {});
+  const double plain = costs.of(tasks), wide = costs.of(rows);
+  costs.record(rows, ns);
+  if (plain <= 0 || step.asked == 0) return;
+  if (!began) credit_ns = DraftControl::kFirstSteps * plain;
+  began = true;
+  const double share = static_cast<double>(step.asked) / static_cast<double>(tasks);
+  credit_ns += DraftControl::kAllowance * plain * share;
+  if (step.drafted > 0 || step.draft_ns > 0) {
+    // A step that was interrupted by somebody else's work says little.
+    const double took = std::min(static_cast<double>(ns), wide * 2) + step.draft_ns;
+    const double more = static_cast<double>(step.more) / static_cast<double>(tasks);
+    const double saved = (1 + more) * plain - took;
+    credit_ns += saved;
+    idle_steps = 0;
+    probe_after =
+        saved > 0 ? DraftControl::kFirstProbe : std::min(2 * probe_after, DraftControl::kLastProbe);
   } else {
-    ++idle_steps_;
+    ++idle_steps;
   }
-  credit = std::clamp(credit, -kMostDebt * plain, kMostSteps * plain);
+  credit_ns =
+      std::clamp(credit_ns, -DraftControl::kMostDebt * plain, DraftControl::kMostSteps * plain);
 }
 
 }  // namespace dsv3

@@ -26,8 +26,9 @@ class StepCosts {
   double of(int64_t rows) const;
 
  private:
-  // Buckets 1, 2, 3, 4, 6, 8, 12, 16, 24, ... rows.
-  static constexpr int kBuckets = 18;
+  // Each number of rows up to kExact has a bucket: what a step costs whose requests do not draft is
+  // what all else is held against. Then 48, 64, 96, ... rows.
+  static constexpr int kExact = 32, kBuckets = kExact + 10;
   static int bucket(int64_t rows);
   static int64_t rows_of(int bucket);
   struct Mean {
@@ -36,27 +37,43 @@ class StepCosts {
     double evidence = 0;  // recorded steps; those of other buckets take from it
   };
   std::array<Mean, kBuckets> means_;
+  // What of() goes by, made by record(): it is asked a dozen times for every request and step.
+  struct Point {
+    double rows = 0, ns = 0;
+  };
+  std::array<Point, kBuckets> points_;
+  int known_ = 0;  // points, by ascending rows
+  void make_points();
   // How much a step cost, by what is known and what the line from `base` says.
   static double believed(const Mean& m, const Mean& base);
 };
 
-// How often drafts are right, by source and confidence class; decayed counts.
+// How often drafts are right, by source and confidence class; decayed counts. First tokens are
+// counted for themselves: once one is right, the next ones mostly are, and a few long runs made
+// first tokens look better than they are.
 class DraftRates {
  public:
+  struct Chances {
+    double first = 0;  // that a draft's first token is right
+    double next = 0;   // that a later one is when all before it were
+  };
   DraftRates();
   // Of a draft's tokens `right` ones came, and then another than the next (`wrong`), or it ended.
   void record(DraftSource source, int64_t confidence, int32_t right, bool wrong);
-  // The chance that a token is right when all before it were.
-  double chance(DraftSource source, int64_t confidence) const;
+  Chances chances(DraftSource source, int64_t confidence) const;
   // The same chances, to be changed quickly by what is recorded next.
   DraftRates as_prior() const;
 
  private:
   struct Rate {
     double right = 0, seen = 0;
+    void record(int32_t more_right, bool wrong);
+  };
+  struct Rates {
+    Rate first, next;
   };
   static size_t index(DraftSource source, int64_t confidence);
-  std::array<Rate, kDraftSources * kConfidenceClasses> rates_;
+  std::array<Rates, kDraftSources * kConfidenceClasses> rates_;
 };
 
 // What the requests of one context share.
@@ -68,7 +85,23 @@ struct DraftExperience {
   double credit_ns = 0;  // see DraftControl
   bool began = false;    // a step was measured
   // Steps without a draft after which one is tried that promises nothing; grows with each failure.
+  // Of the context: requests that share their steps would otherwise all try in the same one.
   int32_t probe_after = 8;
+  double idle_steps = 0;
+
+  // A step of `tasks` requests and `rows` rows took so long, drafts by DraftControl::record_step()
+  // included: it is paid for with what it really took. By what such a step was thought to cost,
+  // drafts among many were paid again and again out of an error of a few per cent.
+  void end_step(int64_t tasks, int64_t rows, int64_t ns);
+
+  // Of the step that is being committed.
+  struct Committed {
+    int64_t asked = 0;    // requests that may draft
+    int64_t drafted = 0;  // rows
+    int64_t more = 0;     // tokens beyond each request's one
+    double draft_ns = 0;
+  };
+  Committed committed;
 };
 
 // The drafts of one request, on an account that all requests of a context share and that keeps
@@ -79,7 +112,7 @@ class DraftControl {
  public:
   static constexpr double kAllowance = 0.01;
   static constexpr double kFirstSteps = 2;  // plain steps of credit to begin with
-  static constexpr double kMostSteps = 8;   // of credit that is kept
+  static constexpr double kMostSteps = 4;   // of credit that is kept
   static constexpr double kMostDebt = 2;    // steps that speculation can be behind
   // Where no length promises anything, short drafts are verified now and then all the same, first
   // after so many steps, then more and more seldom: rates and costs may have changed.
@@ -90,22 +123,28 @@ class DraftControl {
     double speedup = 1;  // expected, over decoding without it
     bool trial = false;  // it promises nothing: what was measured may have changed
   };
+  // Gain over price, of a draft in a step that very many share: there a token is worth little of a
+  // step, while the price is still the difference of two measured times, and requests that get on
+  // unevenly end in narrower steps. Alone any gain will do.
+  static constexpr double kSharedGain = 1.5;
   // How much of a draft of `available` tokens to verify in a step that `others` other requests
   // share. draft_ns: what making the draft costs (0: it is there already).
-  Plan plan(const DraftExperience& shared, DraftSource source, int64_t confidence,
-            int32_t available, int64_t others, double draft_ns) const;
+  Plan plan(DraftExperience* shared, DraftSource source, int64_t confidence, int32_t available,
+            int64_t others, double draft_ns) const;
 
   // What became of a draft, see DraftRates. Drafts that were not verified count too: their first
   // token shows by itself.
   void record_draft(DraftExperience* shared, DraftSource source, int64_t confidence, int32_t right,
                     bool wrong);
-  // A step committed `tokens` tokens after verifying `drafted` ones, beside `others` requests.
+  // A step committed `tokens` tokens after verifying `drafted` ones, beside `others` requests; then
+  // comes DraftExperience::end_step().
   void record_step(DraftExperience* shared, int32_t drafted, int32_t tokens, int64_t others,
                    double draft_ns);
 
-  // The chance that a token of such a draft is right, by what is known.
-  double chance(const DraftExperience& shared, DraftSource source, int64_t confidence) const {
-    return (began_ ? rates_ : shared.rates).chance(source, confidence);
+  // The chances that tokens of such a draft are right, by what is known.
+  DraftRates::Chances chances(const DraftExperience& shared, DraftSource source,
+                              int64_t confidence) const {
+    return (began_ ? rates_ : shared.rates).chances(source, confidence);
   }
 
   // Nanoseconds that speculation saved; negative when it cost.
@@ -118,7 +157,6 @@ class DraftControl {
   DraftRates rates_;
   bool began_ = false;  // rates_ hold what the context has seen
   double saved_ns_ = 0;
-  int32_t idle_steps_ = 0;  // since a draft was verified
 };
 
 }  // namespace dsv3

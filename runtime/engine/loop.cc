@@ -281,8 +281,8 @@ void Engine::run_step(StepPlan* plan) {
   if (status.ok()) {
     commit(plan, step);
     if (decoding && first_layer_ == 0) {
-      draft_experience_.costs.record(static_cast<int64_t>(step.tokens.size()),
-                                     monotonic_ns() - now);
+      draft_experience_.end_step(static_cast<int64_t>(step.sequences.size()),
+                                 static_cast<int64_t>(step.tokens.size()), monotonic_ns() - now);
     }
     try {
       if (mtp_drafter_ != nullptr) draft_mtp(*plan);
@@ -349,6 +349,7 @@ void Engine::set_computed(const PlanRows& part) {
 }
 
 void Engine::commit(StepPlan* plan, const Step& step) {
+  draft_experience_.committed = {};  // a step with prompts in it was not accounted for
   for (PlanRows& part : plan->parts) {
     set_computed(part);
     StepRun run;

@@ -304,7 +304,7 @@ void Request::speculate(const StepRun& run, int64_t fresh) {
   const auto left = static_cast<int64_t>(options_.max_tokens - statistics_.generated_tokens);
   // No token without a place for its event; the one after the draft's comes with it.
   const auto room = options_.collect ? left : static_cast<int64_t>(queue_.room());
-  speculator_.propose(*run.experience, tokens, run.others(),
+  speculator_.propose(run.experience, tokens, run.others(),
                       std::min({left - 1, room - 1, max_length_ - length - 1}));
   const std::lock_guard lock(statistics_mutex_);
   ++statistics_.decode_steps;

@@ -58,6 +58,7 @@ void Speculator::learn_from(DraftExperience* shared, const Draft& draft,
 
 void Speculator::learn(DraftExperience* shared, std::span<const int32_t> tokens, int32_t fresh,
                        int32_t drafted, int64_t others) {
+  if (mode_ == SpeculationMode::kOff) return;  // its time is not what others may spend
   const auto last = tokens.last(static_cast<size_t>(fresh));
   learn_from(shared, lookup_draft_, last);
   learn_from(shared, reference_draft_, last);
@@ -65,8 +66,8 @@ void Speculator::learn(DraftExperience* shared, std::span<const int32_t> tokens,
   control_.record_step(shared, drafted, fresh, others, draft_ns_);
 }
 
-void Speculator::propose(const DraftExperience& shared, std::span<const int32_t> tokens,
-                         int64_t others, int64_t room) {
+void Speculator::propose(DraftExperience* shared, std::span<const int32_t> tokens, int64_t others,
+                         int64_t room) {
   draft_ = {};
   draft_ns_ = 0;
   mtp_depth_ = 0;
@@ -97,11 +98,10 @@ void Speculator::propose(const DraftExperience& shared, std::span<const int32_t>
   if (mtp_) propose_mtp(shared, others, most, best);
 }
 
-void Speculator::propose_mtp(const DraftExperience& shared, int64_t others, int32_t most,
-                             double best) {
-  const double plain = shared.costs.of(others + 1);
+void Speculator::propose_mtp(DraftExperience* shared, int64_t others, int32_t most, double best) {
+  const double plain = shared->costs.of(others + 1);
   for (int32_t depth = 1; depth <= std::min(most, kMaxMtpDepth); ++depth) {
-    const double known = shared.mtp_ns[static_cast<size_t>(depth - 1)];
+    const double known = shared->mtp_ns[static_cast<size_t>(depth - 1)];
     const double ns = known > 0 ? known : kUnknownMtp * plain * depth;
     const DraftControl::Plan plan =
         control_.plan(shared, DraftSource::kMtp, kAnyProbability, depth, others, ns);
@@ -129,7 +129,7 @@ void Speculator::mtp_drafted(const DraftExperience& shared, const MtpGuesses& gu
     const ForwardModel::Guess& guess = guesses.guesses[static_cast<size_t>(i)];
     mtp_draft_.tokens.push_back(guess.token);
     mtp_probabilities_[static_cast<size_t>(i)] = guess.probability;
-    all *= control_.chance(shared, DraftSource::kMtp, mtp_confidence(guess.probability));
+    all *= control_.chances(shared, DraftSource::kMtp, mtp_confidence(guess.probability)).first;
     right += all;
     const double wide = shared.costs.of(others + 2 + i);
     const double tasks = static_cast<double>(others) + 1;

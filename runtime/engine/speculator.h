@@ -48,7 +48,7 @@ class Speculator {
   void learn(DraftExperience* shared, std::span<const int32_t> tokens, int32_t fresh,
              int32_t drafted, int64_t others);
   // Makes the draft for the next step, of at most `room` tokens, or asks for one by mtp_depth().
-  void propose(const DraftExperience& shared, std::span<const int32_t> tokens, int64_t others,
+  void propose(DraftExperience* shared, std::span<const int32_t> tokens, int64_t others,
                int64_t room);
   std::span<const int32_t> draft() const { return draft_; }
   // How deep the MTP module should draft; then mtp_drafted() gives what it did, in `ns`. Until then
@@ -62,7 +62,7 @@ class Speculator {
   double saved_ns() const { return control_.saved_ns(); }
 
  private:
-  void propose_mtp(const DraftExperience& shared, int64_t others, int32_t most, double best);
+  void propose_mtp(DraftExperience* shared, int64_t others, int32_t most, double best);
   void learn_from(DraftExperience* shared, const Draft& draft, std::span<const int32_t> fresh);
 
   const SpeculationMode mode_;

@@ -107,6 +107,13 @@ TEST_CASE("NULL where something is required") {
   invalid(dsv3_context_create(f.model.get(), nullptr, nullptr, e.out()), "out");
   invalid(dsv3_context_get_info(nullptr, &context_info, e.out()), "context");
   invalid(dsv3_context_get_info(f.context.get(), nullptr, e.out()), "dsv3_context_info");
+  invalid(dsv3_context_trace_start(nullptr, "x", 1000, e.out()), "context");
+  invalid(dsv3_context_trace_start(f.context.get(), nullptr, 1000, e.out()), "path");
+  const dsv3_write_fn write = [](void*, const void*, uint64_t) { return DSV3_OK; };
+  invalid(dsv3_context_trace_start_writer(nullptr, write, nullptr, 1000, e.out()), "context");
+  invalid(dsv3_context_trace_start_writer(f.context.get(), nullptr, nullptr, 1000, e.out()),
+          "write");
+  invalid(dsv3_context_trace_stop(nullptr, e.out()), "context");
   invalid(dsv3_estimate_memory(nullptr, nullptr, &estimate, e.out()), "model_path");
   invalid(dsv3_estimate_memory("x", nullptr, nullptr, e.out()), "dsv3_memory_estimate");
   invalid(dsv3_session_create(nullptr, &session, e.out()), "context");
@@ -282,4 +289,19 @@ TEST_CASE("values out of range name their field") {
   const SessionHandle empty = make_session(f.context.get());
   dsv3_request* request = nullptr;
   expect_invalid(dsv3_request_start(empty.get(), nullptr, &request, error.out()), error, "session");
+}
+
+TEST_CASE("one trace at a time, however it is written") {
+  Fixture& f = shared();
+  Error e;
+  const dsv3_write_fn write = [](void*, const void*, uint64_t) { return DSV3_OK; };
+  const auto start = [&] {
+    return dsv3_context_trace_start_writer(f.context.get(), write, nullptr, 1000, e.out());
+  };
+  REQUIRE(start() == DSV3_OK);
+  CHECK(start() == DSV3_E_BUSY);
+  CHECK(e.field() == "context");
+  CHECK(dsv3_context_trace_start(f.context.get(), "unused.json", 1000, e.out()) == DSV3_E_BUSY);
+  CHECK(dsv3_context_trace_stop(f.context.get(), e.out()) == DSV3_OK);
+  CHECK(dsv3_context_trace_stop(f.context.get(), e.out()) == DSV3_E_NOT_FOUND);
 }

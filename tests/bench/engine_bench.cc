@@ -1,7 +1,9 @@
 // What the engine promises about many sessions, over dsv3.h alone: decoding side by side, a shared
 // prefix, interactive requests beside a saturating background job, cancel in the middle of prefill.
 //
-//   engine_bench MODEL.dsv3 [threads] [seconds per line]
+//   engine_bench MODEL.dsv3 [threads] [seconds per line] [line]
+//   engine_bench SHAPE:LAYERS ...     a synthetic model, v2-lite:4 say: the lines `cancel` (of a
+//                                     prompt of 16k tokens) and `touched`
 //
 // Prompts are pseudo-random tokens; every line prints what it compares in the same run.
 #include <algorithm>
@@ -16,6 +18,10 @@
 #include <vector>
 
 #include "include/dsv3.h"
+#include "kernels/machine.h"
+#include "runtime/api/handles.h"
+#include "runtime/engine/benchmark.h"
+#include "runtime/model/synthetic.h"
 
 namespace {
 
@@ -45,7 +51,7 @@ struct Bench {
   int32_t threads = 0;
   double seconds = 3;
   uint64_t longest = 0;
-  int32_t vocab = 0;
+  int32_t vocab = 0, layers = 0;
 
   Context context(int32_t prefix_cache = 1) const {
     dsv3_context_options options;
@@ -215,28 +221,145 @@ void background_line(const Bench& b, int32_t priority, uint64_t generated) {
       quantile(busy_between, 0.5), quantile(idle_between, 0.5), busy.size());
 }
 
-void cancel_line(const Bench& b) {
-  const Context context = b.context(0);
-  const uint64_t length = std::min<uint64_t>(1900, b.longest - 100);
+dsv3_context_statistics statistics(const Context& context) {
+  dsv3_context_statistics out;
+  out.struct_size = sizeof out;
+  must(dsv3_context_get_statistics(context.get(), &out, nullptr), nullptr);
+  return out;
+}
+
+// Cancels prompts of `length` tokens, `cached` of them found computed, 2 to `spread` ms after their
+// start. Beside it the mean time of one layer of one chunk in the same prompts.
+void cancel_line(const Bench& b, uint64_t length, uint64_t cached, uint32_t spread) {
+  const Context context = b.context();
+  std::vector<int32_t> tokens = b.prompt(cached, 1);
+  Session keeps;  // the pages that the others find
+  if (cached > 0) {
+    keeps = Bench::session(context.get(), tokens);
+    finish(Bench::start(keeps.get(), Bench::options(0)).get());
+  }
   std::vector<double> times;
+  const dsv3_context_statistics before = statistics(context);
   const auto end = Clock::now() + std::chrono::duration<double>(b.seconds);
   for (uint32_t i = 0; Clock::now() < end || times.empty(); ++i) {
-    const Session session = Bench::session(context.get(), b.prompt(length, i));
+    tokens.resize(cached);
+    const std::vector<int32_t> more = b.prompt(length - cached, 2 + i);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+    const Session session = Bench::session(context.get(), tokens);
     const Request request = Bench::start(session.get(), Bench::options(4));
-    std::this_thread::sleep_for(std::chrono::microseconds(2000 + 700 * (i % 40)));
+    std::this_thread::sleep_for(
+        std::chrono::microseconds(2000 + spread * 1000 / 40 * (i * 7 % 40)));
     const auto begin = Clock::now();
     dsv3_request_cancel(request.get());
     finish(request.get());
+    const double ms = 1e3 * seconds_since(begin);
     const uint64_t computed = dsv3_session_computed(session.get());
-    if (computed > 0 && computed < length) times.push_back(1e3 * seconds_since(begin));
+    if (computed < length) times.push_back(ms);
   }
-  dsv3_context_info info;
-  info.struct_size = sizeof info;
-  must(dsv3_context_get_info(context.get(), &info, nullptr), nullptr);
+  const dsv3_context_statistics after = statistics(context);
+  const uint64_t whole =
+      (after.steps - after.steps_abandoned) - (before.steps - before.steps_abandoned);
+  // The abandoned ones ran half of their layers on average.
+  const double steps = static_cast<double>(whole) +
+                       0.5 * static_cast<double>(after.steps_abandoned - before.steps_abandoned);
+  const double layer_ms = static_cast<double>(after.step_ns - before.step_ns) * 1e-6 / steps /
+                          static_cast<double>(b.layers);
   std::printf(
-      "cancel        in a %llu-token prefill: p50 %.3f p99 %.3f ms (%zu times), pages left %llu\n",
-      static_cast<unsigned long long>(length), quantile(times, 0.5), quantile(times, 0.99),
-      times.size(), static_cast<unsigned long long>(info.pages_used));
+      "cancel        in a %llu-token prefill, %llu of them cached: p50 %.3f p99 %.3f ms (%zu "
+      "times);"
+      " a layer of a chunk %.3f ms; pages held before %llu, after %llu\n",
+      static_cast<unsigned long long>(length), static_cast<unsigned long long>(cached),
+      quantile(times, 0.5), quantile(times, 0.99), times.size(), layer_ms,
+      static_cast<unsigned long long>(before.pages_used),
+      static_cast<unsigned long long>(after.pages_used));
+}
+
+// What sixteen sessions with distinct prompts read while they decode side by side: a thread looks
+// at the expert load after every step, which waits for nothing.
+void touched_line(const Bench& b, int count) {
+  const Context context = b.context(0);
+  const dsv3::Engine& engine = *context->engine;
+  const dsv3::StepBytes bytes = dsv3::step_bytes(*b.model->model);
+  std::vector<Session> sessions;
+  std::vector<Request> requests;
+  dsv3_request_options o = Bench::options(0);
+  o.speculation = DSV3_SPECULATION_OFF;
+  for (int i = 0; i < count; ++i) {
+    sessions.push_back(Bench::session(context.get(), b.prompt(32, static_cast<uint32_t>(i))));
+    finish(Bench::start(sessions.back().get(), o).get());
+  }
+  dsv3::kernels::DeviceOptions device_options;
+  device_options.threads = b.threads;
+  auto device = dsv3::kernels::make_device(device_options);
+  if (!device.ok()) std::exit(1);
+  auto probe = dsv3::kernels::MachineProbe::create(device->get(), b.model->model->weight_memory());
+  if (!probe.ok()) std::exit(1);
+  std::vector<double> limits = {(*probe)->measure().read_bytes_per_second};
+  double seconds = 0, read = 0, distinct = 0;
+  uint64_t steps = 0, all = 0;
+  const auto end = Clock::now() + std::chrono::duration<double>(b.seconds);
+  while (Clock::now() < end || steps == 0) {
+    o.max_tokens = 24;
+    requests.clear();
+    std::vector<uint64_t> load, last;
+    dsv3::EngineStatistics at = engine.statistics(&last);
+    const uint64_t before = at.steps;
+    for (const Session& s : sessions) requests.push_back(Bench::start(s.get(), o));
+    std::atomic<bool> done{false};
+    std::thread watch([&] {
+      Clock::time_point since;
+      bool began = false;
+      while (!done) {
+        const dsv3::EngineStatistics now = engine.statistics(&load);
+        if (now.steps > at.steps) {
+          // The first step of the run began when somebody's request came, not when a step ended.
+          if (began && now.steps == at.steps + 1 &&
+              now.rows - at.rows == static_cast<uint64_t>(count)) {
+            double chosen = 0;
+            for (size_t i = 0; i < load.size(); ++i) chosen += load[i] > last[i] ? 1 : 0;
+            seconds += seconds_since(since);
+            read += bytes.every_row + bytes.head + chosen * bytes.expert;
+            distinct += chosen;
+            ++steps;
+          }
+          since = Clock::now();
+          began = true;
+          at = now;
+          last = load;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(300));
+      }
+    });
+    for (const Request& r : requests) finish(r.get());
+    done = true;
+    watch.join();
+    all += at.steps - before;
+    limits.push_back((*probe)->read_pass());
+  }
+  const double limit = dsv3::kernels::median(limits);
+  const auto moe = static_cast<double>(b.model->model->config().num_hidden_layers -
+                                       b.model->model->config().first_k_dense_replace);
+  std::printf(
+      "touched       %d sessions: %.1f tokens/s; %.1f of %lld experts a layer and step, %.0f MB a "
+      "step: %.1f GB/s, %.0f %% of %.1f (%llu of %llu steps)\n",
+      count, static_cast<double>(steps) * count / seconds, distinct / steps / moe,
+      static_cast<long long>(b.model->model->config().n_routed_experts), read / steps * 1e-6,
+      read / seconds * 1e-9, 100 * read / seconds / limit, limit * 1e-9,
+      static_cast<unsigned long long>(steps), static_cast<unsigned long long>(all));
+}
+
+// "v2-lite:4"
+dsv3_model* synthesise(const std::string& what) {
+  const size_t colon = what.find(':');
+  auto config = dsv3::synthetic_config(what.substr(0, colon), std::atoi(what.c_str() + colon + 1));
+  auto model = config.ok() ? dsv3::Model::synthesise(*config, {}) : config.status();
+  if (!model.ok()) {
+    std::fprintf(stderr, "%s\n", model.status().message().c_str());
+    std::exit(1);
+  }
+  auto handle = std::make_unique<dsv3_model>();
+  handle->model = *model;
+  return handle.release();
 }
 
 }  // namespace
@@ -249,7 +372,12 @@ int main(int argc, char** argv) {
   Bench b;
   dsv3_error* error = nullptr;
   dsv3_model* model = nullptr;
-  must(dsv3_model_open(argv[1], nullptr, &model, &error), error);
+  const bool synthetic = std::string(argv[1]).find(':') != std::string::npos;
+  if (synthetic) {
+    model = synthesise(argv[1]);
+  } else {
+    must(dsv3_model_open(argv[1], nullptr, &model, &error), error);
+  }
   b.model.reset(model);
   if (argc > 2) b.threads = std::atoi(argv[2]);
   if (argc > 3) b.seconds = std::atof(argv[3]);
@@ -259,13 +387,19 @@ int main(int argc, char** argv) {
   must(dsv3_model_get_info(model, &info, &error), error);
   b.longest = static_cast<uint64_t>(info.max_position_embeddings);
   b.vocab = info.vocab_size;
+  b.layers = info.num_hidden_layers;
   const auto wanted = [&](const char* name) { return line == "all" || line == name; };
+  if (synthetic) {
+    if (wanted("touched")) touched_line(b, 16);
+    if (wanted("cancel")) cancel_line(b, 16384, 8192, 1000);
+    return 0;
+  }
   if (wanted("decode")) decode_line(b);
   if (wanted("prefix")) prefix_line(b);
   if (wanted("interactive")) {
     background_line(b, DSV3_PRIORITY_BACKGROUND, 1);
     background_line(b, DSV3_PRIORITY_BACKGROUND, 400);
   }
-  if (wanted("cancel")) cancel_line(b);
+  if (wanted("cancel")) cancel_line(b, std::min<uint64_t>(1900, b.longest - 100), 0, 28);
   return 0;
 }

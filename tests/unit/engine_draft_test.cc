@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <map>
 #include <numeric>
@@ -302,11 +303,10 @@ double relative_time(double chance, double slope, DraftSource source, double dra
   for (int i = 0; i < steps; ++i) {
     int64_t rows = tasks;
     for (size_t t = 0; t < controls.size(); ++t) {
-      lengths[t] = controls[t].plan(shared, source, 5, 16, tasks - 1, draft_ns).length;
+      lengths[t] = controls[t].plan(&shared, source, 5, 16, tasks - 1, draft_ns).length;
       rows += lengths[t];
       spent += lengths[t] > 0 ? draft_ns : 0;
     }
-    shared.costs.record(rows, static_cast<int64_t>(time(rows)));
     spent += time(rows);
     for (size_t t = 0; t < controls.size(); ++t) {
       int32_t right = 0;
@@ -321,6 +321,7 @@ double relative_time(double chance, double slope, DraftSource source, double dra
       }
       tokens += 1 + accepted;
     }
+    shared.end_step(tasks, rows, static_cast<int64_t>(time(rows)));
   }
   return spent / (tokens * time(tasks) / static_cast<double>(tasks));
 }
@@ -351,9 +352,58 @@ TEST_CASE("control: drafts that are right are verified at length") {
   CHECK(relative_time(0.8, 50, DraftSource::kMtp, 100) < 0.5);
 }
 
+TEST_CASE("rates: a few long runs do not make first tokens look better than they are") {
+  DraftRates rates;
+  for (int i = 0; i < 200; ++i) {
+    rates.record(DraftSource::kLookup, 5, i % 2 == 0 ? 16 : 0, /*wrong=*/true);
+  }
+  const DraftRates::Chances chances = rates.chances(DraftSource::kLookup, 5);
+  CHECK(chances.first == doctest::Approx(0.5).epsilon(0.1));
+  CHECK(chances.next > 0.9);
+}
+
+TEST_CASE("control: a step is paid for with what it took, not with what it was thought to cost") {
+  DraftExperience shared;
+  DraftControl control;
+  for (int i = 0; i < 30; ++i) shared.costs.record(16, 100'000);
+  for (int i = 0; i < 30; ++i) shared.costs.record(18, 105'000);
+  control.record_step(&shared, 0, 1, 15, 0);
+  shared.end_step(16, 16, 100'000);
+  const double before = shared.credit_ns;
+  control.record_step(&shared, 2, 2, 15, 0);
+  shared.end_step(16, 18, 150'000);
+  CHECK(shared.credit_ns < before - 40'000);
+  CHECK(shared.credit_ns > before - 50'000);
+}
+
+TEST_CASE("control: requests that share a step do not all try in the same one") {
+  DraftExperience shared;
+  std::vector<DraftControl> controls(16);
+  int tries = 0;
+  for (int step = 0; step < 2000; ++step) {
+    int now = 0;
+    int64_t rows = 16;
+    std::array<int32_t, 16> lengths;
+    for (size_t i = 0; i < controls.size(); ++i) {
+      lengths[i] = controls[i].plan(&shared, DraftSource::kLookup, 1, 16, 15, 0).length;
+      rows += lengths[i];
+      now += lengths[i] > 0 ? 1 : 0;
+    }
+    REQUIRE(now <= 1);
+    tries += now;
+    for (size_t i = 0; i < controls.size(); ++i) {
+      controls[i].record_step(&shared, lengths[i], 1, 15, 0);
+    }
+    shared.end_step(16, rows, 100'000 + 8000 * (rows - 16));
+  }
+  CHECK(tries > 3);
+  CHECK(tries < 40);
+}
+
 TEST_CASE("control: nothing is drafted before a plain step was measured") {
   const DraftControl control;
-  CHECK(control.plan(DraftExperience(), DraftSource::kReference, 20, 16, 0, 0).length == 0);
+  DraftExperience nothing;
+  CHECK(control.plan(&nothing, DraftSource::kReference, 20, 16, 0, 0).length == 0);
 }
 
 namespace {
@@ -380,9 +430,9 @@ double share_with_mtp(bool named, double slope, double mtp_ns) {
     tokens.push_back(static_cast<int32_t>(tokens.size()));
     speculator.learn(&shared, tokens, static_cast<int32_t>(right + 1),
                      static_cast<int32_t>(draft.size()), 0);
-    shared.costs.record(static_cast<int64_t>(draft.size() + 1),
-                        static_cast<int64_t>(time(draft.size() + 1)));
-    speculator.propose(shared, tokens, 0, 1000);
+    shared.end_step(1, static_cast<int64_t>(draft.size() + 1),
+                    static_cast<int64_t>(time(draft.size() + 1)));
+    speculator.propose(&shared, tokens, 0, 1000);
     ++steps;
     const int32_t depth = speculator.mtp_depth();
     if (depth == 0) continue;
