@@ -281,6 +281,7 @@ TEST_CASE("notify comes from the engine's thread, and frees inside it are put of
     dsv3_request_options options = request_options();
     options.max_tokens = 10;
     options.ignore_eos = 1;
+    options.speculation = DSV3_SPECULATION_OFF;  // a token a step
     options.notify_user = &state;
     options.notify = [](void* user) { ++static_cast<State*>(user)->calls; };
     const RequestHandle request = start(session.get(), options);
