@@ -11,6 +11,10 @@
  *   dsv3_cancel    a token that cancels what it was given to                 (any thread, any time)
  *   dsv3_error     why a call failed                                         (owned by its receiver)
  *
+ * Below, each under a line with its name: version, status and error, cancel, model, text and token,
+ * context (its statistics, disk cache and trace too), session (append, truncate, fork, save, load),
+ * request (options, events, log-probabilities), one call for all of it, convert, benchmark.
+ *
  * Rules that hold for every function
  *   Ownership   Handles are reference-counted inside: a child keeps its parent alive, so handles may
  *               be freed in any order and on any thread. Every ..._free accepts NULL. There is no

@@ -15,7 +15,7 @@ namespace {
 // A cancel token cannot wake the engine (setting it is wait-free): a task that waits for its
 // consumer is looked at this often.
 constexpr int64_t kPollNs = 5'000'000;
-// A step is abandoned for a better class when it would go on for longer than this.
+// A step gives way to a better class when it would go on for longer than this.
 constexpr int64_t kGiveWayNs = 500'000;
 
 }  // namespace
