@@ -15,25 +15,26 @@ namespace dsv3 {
 
 class StepLogits {
  public:
-  // Keeps the logits of as many rows as one call of the head makes.
   StepLogits(ForwardModel* forward, int64_t vocab_size, int32_t max_rows);
 
   // A new step: forgets the rows of the last.
   void clear();
   // Rows [begin, end) of the step may be asked for; returns the first one's index.
   int32_t add(int32_t begin, int32_t end);
-  // Logits [vocab] of the index-th row that was added; valid until the next call, and the caller's
-  // to change. In ascending order, each at most once. An error (kNumeric) is that row's own.
+  // Of the index-th row that was added: its logits [vocab], valid until the next call and the
+  // caller's to change; or only the token of the greatest, the lowest id of several. In ascending
+  // order. An error (kNumeric) is that row's own.
   Status get(int32_t index, std::span<float>* out);
+  Status best(int32_t index, int32_t* token);
 
  private:
-  Status load(int32_t index, int32_t count);
+  Status load(int32_t index);
+  Status compute(int32_t index, int32_t count);
 
   ForwardModel* const forward_;
-  const size_t vocab_;
   std::vector<int32_t> rows_;      // of the step, by index
-  int32_t first_ = 0, count_ = 0;  // indices that are in logits_
-  std::vector<float> logits_;      // [max_head_rows, vocab]
+  int32_t first_ = 0, count_ = 0;  // indices whose logits the device has
+  std::vector<float> logits_;      // [vocab]
 };
 
 }  // namespace dsv3

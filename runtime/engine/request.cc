@@ -240,6 +240,9 @@ Status Request::run_hook(void* self, std::span<float> logits, std::span<const in
 
 // Samples what follows the row at `position`, the last of the session's tokens.
 Status Request::sample(const StepRun& run, int64_t position) {
+  if (options_.logits_hook == nullptr && options_.sampling.takes_best()) {
+    return run.best_token(position, &sampled_.id);
+  }
   std::span<float> logits;
   DSV3_TRY(run.logits(position, &logits));
   LogitsHook hook;

@@ -95,7 +95,7 @@ void Sampler::log_probabilities(int32_t count, std::span<const float> logits, Sa
 
 void Sampler::penalise(const SamplingOptions& o, std::span<const int32_t> tokens,
                        std::span<float> logits) {
-  if (o.repetition_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0) return;
+  if (!o.penalises()) return;
   if (o.penalty_window >= 0 && tokens.size() > static_cast<size_t>(o.penalty_window)) {
     tokens = tokens.last(static_cast<size_t>(o.penalty_window));
   }
@@ -188,9 +188,7 @@ Status Sampler::sample(const SamplingOptions& options, std::span<const int32_t> 
                         tokens.size(), static_cast<double>(logits[i]));
     }
   }
-  const bool changes = !options.logit_bias.empty() || hook.fn != nullptr ||
-                       options.repetition_penalty != 1 || options.presence_penalty != 0 ||
-                       options.frequency_penalty != 0;
+  const bool changes = options.changes_logits() || hook.fn != nullptr;
   const bool logprobs = options.logprobs >= 0;
   if (logprobs) log_probabilities(options.logprobs, logits, out);
   // The chosen token's own logit is asked for after the changes.

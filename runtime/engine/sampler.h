@@ -38,6 +38,14 @@ struct SamplingOptions {
 
   // Names the field, its value and what was expected.
   Status validate(int64_t vocab_size) const;
+  // Does something change the logits before a token is chosen?
+  bool changes_logits() const { return !logit_bias.empty() || penalises(); }
+  bool penalises() const {
+    return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;
+  }
+  // Is the token that of the greatest logit, and nothing else asked for? Then nobody needs to look
+  // at the others.
+  bool takes_best() const { return temperature == 0 && logprobs < 0 && !changes_logits(); }
 };
 
 struct TopToken {

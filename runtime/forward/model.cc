@@ -130,6 +130,20 @@ Status ForwardModel::head(std::span<const int32_t> rows, float* out) {
   return impl_->head(impl_->a.hidden, rows, out);
 }
 
+Status ForwardModel::compute_head(std::span<const int32_t> rows) {
+  return impl_->compute_logits(impl_->a.hidden, rows);
+}
+
+int32_t ForwardModel::best_token(int32_t index) const {
+  return impl_->stats[static_cast<size_t>(index)].argmax;
+}
+
+void ForwardModel::copy_logits(int32_t index, float* out) {
+  const auto vocab = static_cast<size_t>(impl_->config().vocab_size);
+  impl_->device->download(out, bytes_of(impl_->a.logits.at(static_cast<size_t>(index) * vocab)),
+                          vocab * sizeof(float));
+}
+
 Status ForwardModel::Impl::compute_logits(const DeviceFloats& hidden_states,
                                           std::span<const int32_t> rows) {
   const auto hidden = static_cast<int32_t>(config().hidden_size);

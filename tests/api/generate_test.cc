@@ -2,6 +2,7 @@
 // it was computed.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <thread>
@@ -140,6 +141,46 @@ TEST_CASE("a request among others gives the same bits as alone") {
     requests.push_back(start(sessions.back().get(), sampled(32)));
   }
   for (size_t i = 0; i < kSessions; ++i) check_same(finish(requests[i].get()), alone[i]);
+}
+
+// Greedy requests that ask for nothing else never see their logits; others of the same step do.
+TEST_CASE("greedy with and without a look at the logits, side by side") {
+  const std::vector<int32_t> prompt = prompt_tokens(50);
+  const auto begin = [&](const SessionHandle& session, const dsv3_request_options& options) {
+    append(session.get(), prompt);
+    return start(session.get(), options);
+  };
+  dsv3_request_options plain = request_options();
+  plain.max_tokens = 24;
+  plain.ignore_eos = 1;
+  dsv3_request_options with_logprobs = plain;
+  with_logprobs.logprobs = 0;
+  const SessionHandle alone = make_session(shared().context.get());
+  const Outcome expected = finish(begin(alone, with_logprobs).get());
+
+  const dsv3_logit_bias forbidden = {expected.tokens[0], -INFINITY};
+  dsv3_request_options biased = plain;
+  biased.logit_bias = &forbidden;
+  biased.logit_bias_count = 1;
+  dsv3_request_options penalised = plain;
+  penalised.frequency_penalty = 100;  // no token twice
+  const dsv3_request_options all[] = {plain, biased, with_logprobs, sampled(), penalised, plain};
+  std::vector<SessionHandle> sessions;
+  std::vector<RequestHandle> requests;
+  for (const dsv3_request_options& options : all) {
+    sessions.push_back(make_session(shared().context.get()));
+    requests.push_back(begin(sessions.back(), options));
+  }
+  std::vector<Outcome> outcomes;
+  for (const RequestHandle& request : requests) outcomes.push_back(finish(request.get()));
+  CHECK(outcomes[0].tokens == expected.tokens);
+  CHECK(outcomes[5].tokens == expected.tokens);
+  CHECK(outcomes[2].tokens == expected.tokens);
+  CHECK(same_bits(outcomes[2].logprobs, expected.logprobs));
+  for (const int32_t token : outcomes[1].tokens) CHECK(token != forbidden.token);
+  std::vector<int32_t> distinct = outcomes[4].tokens;
+  std::sort(distinct.begin(), distinct.end());
+  CHECK(std::adjacent_find(distinct.begin(), distinct.end()) == distinct.end());
 }
 
 TEST_CASE("the seed decides, and only for its own positions") {
