@@ -749,7 +749,9 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
 /* Measures the machine's limits (read bandwidth, multiply-adds) and, in turns with them, decoding and
  * prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
  * "model" and "lines", each line with its seconds, tokens_per_second, bytes, flops and
- * percent_of_limit; with `profile` also "profile", the time, bytes and flops of each kind of operation
+ * percent_of_limit: of all its bytes at the read bandwidth or all its operations at the multiply-add
+ * peak, whichever takes longer; percent_by_operation is that taken for attention, dense layers, head
+ * and each expert apart, one after the other. With `profile` also "profile", the time, bytes and flops of each kind of operation
  * in one more repeat. The line "first token" is the first step after opening, measured once, with its
  * page_faults. With `scaling` the first decoding line and the longest prompt's are measured for one
  * thread too, and "scaling" says how many times the figures of one thread all threads reach: read

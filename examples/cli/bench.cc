@@ -90,16 +90,18 @@ void print_human(const Json& result) {
       human_count(model["parameters"]).c_str(), human_bytes(model["weight_bytes"]).c_str(),
       human_bytes(model["active_bytes_per_token"]).c_str(), model["load_seconds"].get<double>(),
       human_bytes(model["resident_anonymous_bytes"]).c_str());
-  out += format("%-30s %10s %9s %9s %10s %7s  %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
-                "spread", "of the limit");
+  out += format("%-30s %10s %9s %9s %10s %7s  %-21s %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
+                "spread", "of the limit", "by operation");
   double widest = 0;
   for (const Json& line : result["lines"]) {
     widest = std::max(widest, spread(line));
-    out += format("%-30s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% (%s)\n",
+    out += format("%-30s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% %-13s %5.1f %%\n",
                   line_name(line, machine).c_str(), line["tokens_per_second"].get<double>(),
                   line["seconds"].get<double>() * 1e3, line["bytes_per_second"].get<double>() / 1e9,
                   line["flops_per_second"].get<double>() / 1e9, 100 * spread(line),
-                  line["percent_of_limit"].get<double>(), line["limit"].get<std::string>().c_str());
+                  line["percent_of_limit"].get<double>(),
+                  ("(" + line["limit"].get<std::string>() + ")").c_str(),
+                  line["percent_by_operation"].get<double>());
   }
   for (const Json& line : result["lines"]) {
     if (line.contains("page_faults")) {

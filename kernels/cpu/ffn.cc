@@ -9,19 +9,29 @@
 
 namespace dsv3::kernels {
 
+namespace {
+constexpr int32_t kSpreadRows = 64;
+}  // namespace
+
 struct FfnJob {
   CpuDevice* device;
   const FfnArgs* args;
-  int32_t up_tiles;    // of one task of phase 1
-  int32_t down_tiles;  // of one task of phase 2
+  int32_t up_tiles;          // of one task of phase 1
+  int32_t down_tiles;        // of one task of phase 2
+  int32_t shared_tasks = 0;  // of phase 1, when they are spread among the others
 
-  static void up_task(void* context, int task, int worker);
+  static void up_task(void* context, int position, int worker);
   static void down_task(void* context, int task, int worker);
 
   GemmArgs gemm_args(const Matrix& w, const void* const* rows, int32_t count, int worker) const;
   void activate(const FfnGroup& group, int32_t first_cell, int32_t first, int32_t rows,
                 int32_t tile, int32_t tiles, int worker) const;
   void sum_slots(int32_t column, int32_t count, int worker) const;
+  // The shared experts are the last group and have every row: in a step of some rows they wait for
+  // arithmetic, the others for memory, so they are spread among them. In a step of many rows
+  // everything waits for arithmetic, and they go first, so that the last tasks are short.
+  bool spreads() const { return args->groups.size() > 1 && args->rows <= kSpreadRows; }
+  int32_t up_task_at(int32_t position) const;
 };
 
 namespace {
@@ -77,12 +87,23 @@ void FfnJob::activate(const FfnGroup& group, int32_t first_cell, int32_t first, 
   }
 }
 
-void FfnJob::up_task(void* context, int task, int worker) {
+// The task that phase 1 hands out at a position.
+int32_t FfnJob::up_task_at(int32_t position) const {
+  const int64_t all = device->ffn_first_task_[args->groups.size()];
+  if (shared_tasks == 0) return static_cast<int32_t>(all) - 1 - position;
+  const auto shared_before = [&](int64_t p) {
+    return static_cast<int32_t>((p * shared_tasks + all - 1) / all);
+  };
+  const int32_t before = shared_before(position);
+  const auto routed = static_cast<int32_t>(all) - shared_tasks;
+  return shared_before(position + 1) > before ? routed + before : position - before;
+}
+
+void FfnJob::up_task(void* context, int position, int worker) {
   const FfnJob& job = *static_cast<FfnJob*>(context);
   const auto& first_task = job.device->ffn_first_task_;
   const auto groups = job.args->groups;
-  // Shared experts come last and have every row: they go first, so that the last tasks are short.
-  task = first_task[groups.size()] - 1 - task;
+  const int32_t task = job.up_task_at(position);
   const auto end = first_task.begin() + static_cast<int64_t>(groups.size());
   const auto index =
       static_cast<size_t>(std::upper_bound(first_task.begin(), end, task) - first_task.begin() - 1);
@@ -123,7 +144,11 @@ void FfnJob::down_task(void* context, int task, int worker) {
   const auto tiles = static_cast<int32_t>(tiles_of(job.args->hidden));
   const int32_t tile = task * job.down_tiles;
   const int32_t tile_count = std::min(job.down_tiles, tiles - tile);
-  for (size_t i = 0; i < job.args->groups.size(); ++i) {
+  const size_t groups = job.args->groups.size();
+  // Every other task begins with the shared experts.
+  const size_t turn = job.shared_tasks > 0 && task % 2 == 1 ? groups - 1 : 0;
+  for (size_t j = 0; j < groups; ++j) {
+    const size_t i = (turn + j) % groups;
     const FfnGroup& group = job.args->groups[i];
     const int32_t cell = job.device->ffn_first_cell_[i];
     for (int32_t first = 0; first < group.count; first += kPanelRows) {
@@ -210,6 +235,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     task += (tiles + job.up_tiles - 1) / job.up_tiles * panels_of(group.count);
   }
   ffn_first_task_[args.groups.size()] = task;
+  if (job.spreads()) job.shared_tasks = task - ffn_first_task_[args.groups.size() - 1];
   const auto down_tasks =
       static_cast<int>((tiles_of(args.hidden) + job.down_tiles - 1) / job.down_tiles);
   const Pool::Phase phases[] = {{FfnJob::up_task, &job, task},

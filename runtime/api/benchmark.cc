@@ -87,7 +87,8 @@ nlohmann::ordered_json json_of(const BenchmarkLine& line) {
       {"limit_dot_flops_per_second", line.dot_flops_per_second},
       {"limit", line.bound},
       {"limit_seconds", line.bound_seconds},
-      {"percent_of_limit", line.percent_of_limit()}};
+      {"percent_of_limit", line.percent_of_limit()},
+      {"percent_by_operation", line.percent_by_operation()}};
   if (line.page_faults > 0) out["page_faults"] = line.page_faults;
   if (line.profile.empty()) return out;
   out["profile_seconds"] = line.profile_seconds;

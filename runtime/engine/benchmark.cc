@@ -26,10 +26,9 @@ double ffn_sum(const FfnView& f, double (*of)(const MatrixView&)) {
   return of(f.gate) + of(f.up) + of(f.down);
 }
 
-using Work = StepBytes;  // or the same in weights
-
-Work work_of(const ModelWeights& w, double (*of)(const MatrixView&)) {
-  Work work;
+// Or the same in weights.
+StepBytes work_of(const ModelWeights& w, double (*of)(const MatrixView&)) {
+  StepBytes work;
   for (const LayerWeights& layer : w.layers) {
     work.every_row += of(layer.q_a) + of(layer.q_b) + of(layer.kv_a) + of(layer.o);
     for (const MatrixView& m : layer.w_uk) work.every_row += of(m);
@@ -58,8 +57,6 @@ class Runner {
     if (options_.profile) profiler_.emplace(device_.get());
     kernels::Device* device = profiler_ ? &*profiler_ : device_.get();
     DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBatch));
-    logits_.resize(static_cast<size_t>(kMaxBatch) *
-                   static_cast<size_t>(model_->config().vocab_size));
     return {};
   }
 
@@ -84,15 +81,14 @@ class Runner {
     PageTable table(&pool);
     DSV3_TRY(table.make_writable(0, 1));
     const kernels::SequenceRows sequence{0, 1, 0, table.data()};
-    step_bytes_ = step_flops_ = attention_flops_ = 0;
+    work_.clear();
     const uint64_t faults = page_faults();
     const int64_t begin = monotonic_ns();
     DSV3_TRY(run_step(1, {&sequence, 1}, 1));
     const double seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
     line.page_faults = page_faults() - faults;
     DSV3_TRY(measure_limits());
-    std::vector<Repeat> one = {
-        {seconds, step_bytes_, step_flops_, attention_flops_, probe_limits()}};
+    std::vector<Repeat> one = {{seconds, work_, probe_limits(), 1}};
     take_medians(&one, &line);
     return line;
   }
@@ -143,11 +139,47 @@ class Runner {
   struct Limits {
     double read, dot;  // bytes and operations per second
   };
+  // What steps had to do: by kind of operation, and experts by how many rows one had, for with few
+  // rows they wait for memory and with many for arithmetic.
+  struct Work {
+    struct Part {
+      double bytes = 0, flops = 0;
+    };
+    enum : size_t { kAttention, kDense, kHead, kExperts };  // kExperts + rows - 1
+    std::vector<Part> parts;
+
+    void clear() { parts.clear(); }
+    void add(size_t part, double bytes, double flops) {
+      if (parts.size() <= part) parts.resize(part + 1);
+      parts[part].bytes += bytes;
+      parts[part].flops += flops;
+    }
+    double bytes() const {
+      double sum = 0;
+      for (const Part& p : parts) sum += p.bytes;
+      return sum;
+    }
+    double flops() const {
+      double sum = 0;
+      for (const Part& p : parts) sum += p.flops;
+      return sum;
+    }
+  };
   struct Repeat {
-    double seconds, bytes, weight_flops, attention_flops;
+    double seconds;
+    Work work;
     Limits limits;  // of the moments before and after
-    double reading() const { return bytes / limits.read; }
-    double computing() const { return (weight_flops + attention_flops) / limits.dot; }
+    int32_t times;  // that the work was done in those seconds
+    double once() const { return seconds / times; }
+    double reading() const { return work.bytes() / limits.read; }
+    double computing() const { return work.flops() / limits.dot; }
+    double by_operation() const {
+      double sum = 0;
+      for (const Work::Part& p : work.parts) {
+        sum += std::max(p.bytes / limits.read, p.flops / limits.dot);
+      }
+      return sum;
+    }
   };
 
   Limits probe_limits() { return {probe_->read_pass(), probe_->dot_pass()}; }
@@ -163,18 +195,21 @@ class Runner {
     line->read_bytes_per_second = median_of([](const Repeat& r) { return r.limits.read; });
     line->dot_flops_per_second = median_of([](const Repeat& r) { return r.limits.dot; });
     std::sort(repeats->begin(), repeats->end(),
-              [](const Repeat& a, const Repeat& b) { return a.seconds < b.seconds; });
+              [](const Repeat& a, const Repeat& b) { return a.once() < b.once(); });
     const Repeat& median = (*repeats)[repeats->size() / 2];
-    line->seconds = median.seconds;
-    line->bytes = median.bytes;
-    line->weight_flops = median.weight_flops;
-    line->attention_flops = median.attention_flops;
-    line->fastest = repeats->front().seconds;
-    line->slowest = repeats->back().seconds;
+    line->seconds = median.once();
+    line->bytes = median.work.bytes() / median.times;
+    const double attention = median.work.parts[Work::kAttention].flops;
+    line->attention_flops = attention / median.times;
+    line->weight_flops = (median.work.flops() - attention) / median.times;
+    line->fastest = repeats->front().once();
+    line->slowest = repeats->back().once();
     line->bound = median.reading() > median.computing() ? "bandwidth" : "compute";
-    line->bound_seconds = median.seconds * median_of([](const Repeat& r) {
+    line->bound_seconds = line->seconds * median_of([](const Repeat& r) {
                             return std::max(r.reading(), r.computing()) / r.seconds;
                           });
+    line->operations_seconds =
+        line->seconds * median_of([](const Repeat& r) { return r.by_operation() / r.seconds; });
   }
 
   BenchmarkLine new_line(const char* name, int32_t tokens) const {
@@ -202,17 +237,17 @@ class Runner {
     if (head_rows > 0) {
       std::vector<int32_t> which(static_cast<size_t>(head_rows));
       std::iota(which.begin(), which.end(), rows - head_rows);
-      DSV3_TRY(forward_->head(which, logits_.data()));
+      DSV3_TRY(forward_->compute_head(which));
     }
+    work_.add(Work::kDense, bytes_.every_row, 2 * rows * weights_.every_row);
+    if (head_rows > 0) work_.add(Work::kHead, bytes_.head, 2 * head_rows * weights_.head);
     const std::vector<uint64_t>& load = forward_->expert_load();
-    double distinct = 0, chosen = 0;
     for (size_t i = 0; i < load.size(); ++i) {
-      distinct += load[i] > load_before_[i] ? 1 : 0;
-      chosen += static_cast<double>(load[i] - load_before_[i]);
+      const uint64_t chosen = load[i] - load_before_[i];
+      if (chosen == 0) continue;
+      work_.add(Work::kExperts + chosen - 1, bytes_.expert,
+                2 * static_cast<double>(chosen) * weights_.expert);
     }
-    step_bytes_ += bytes_.every_row + distinct * bytes_.expert + (head_rows > 0 ? bytes_.head : 0);
-    step_flops_ +=
-        2 * (rows * weights_.every_row + chosen * weights_.expert + head_rows * weights_.head);
     // Attention in latent space: scores and sums over the latents, for every head.
     const double key_flops =
         2.0 * static_cast<double>(c.num_attention_heads * (c.latent_dim() + c.kv_lora_rank));
@@ -221,8 +256,8 @@ class Runner {
     const auto layers = static_cast<double>(c.num_hidden_layers);
     for (const kernels::SequenceRows& s : sequences) {
       const auto first = static_cast<double>(s.first_position);
-      attention_flops_ += layers * key_flops * s.rows * (first + (s.rows + 1) / 2.0);
-      step_bytes_ += layers * latent_bytes * (first + s.rows);
+      work_.add(Work::kAttention, layers * latent_bytes * (first + s.rows),
+                layers * key_flops * s.rows * (first + (s.rows + 1) / 2.0));
     }
     return {};
   }
@@ -233,7 +268,7 @@ class Runner {
     std::vector<Repeat> repeats;
     Limits before = probe_limits();
     for (int32_t i = 0; i < options_.repeats; ++i) {
-      step_bytes_ = step_flops_ = attention_flops_ = 0;
+      work_.clear();
       // A step of a small model is shorter than the clock is worth: several make one repeat.
       int32_t times = 0;
       const int64_t begin = monotonic_ns();
@@ -244,11 +279,10 @@ class Runner {
         now = monotonic_ns();
       } while (now - begin < 20'000'000);
       const Limits after = probe_limits();
-      repeats.push_back({static_cast<double>(now - begin) * 1e-9 / times,
-                         step_bytes_ / times,
-                         step_flops_ / times,
-                         attention_flops_ / times,
-                         {(before.read + after.read) / 2, (before.dot + after.dot) / 2}});
+      repeats.push_back({static_cast<double>(now - begin) * 1e-9,
+                         work_,
+                         {(before.read + after.read) / 2, (before.dot + after.dot) / 2},
+                         times});
       before = after;
     }
     take_medians(&repeats, line);
@@ -263,7 +297,7 @@ class Runner {
 
   std::shared_ptr<const Model> model_;
   const BenchmarkOptions& options_;
-  const Work bytes_, weights_;
+  const StepBytes bytes_, weights_;
   std::unique_ptr<kernels::Device> device_;
   std::unique_ptr<kernels::MachineProbe> probe_;
   kernels::MachineLimits limits_;
@@ -271,9 +305,8 @@ class Runner {
   std::unique_ptr<ForwardModel> forward_;
   std::vector<int32_t> tokens_;
   std::vector<uint64_t> load_before_;
-  std::vector<float> logits_;
   uint64_t random_ = 1;
-  double step_bytes_ = 0, step_flops_ = 0, attention_flops_ = 0;
+  Work work_;  // of the current repeat
 };
 
 }  // namespace

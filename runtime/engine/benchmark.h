@@ -47,11 +47,15 @@ struct BenchmarkLine {
   double read_bytes_per_second = 0, dot_flops_per_second = 0;
   double bound_seconds = 0;  // what they allow a repeat: the larger of reading and computing
   const char* bound = "";    // "bandwidth" or "compute"
+  // The same limits met by one operation after the other, as a step has to run them: those of few
+  // rows wait for memory, those of many for arithmetic. Never less than bound_seconds.
+  double operations_seconds = 0;
   // Of one repeat, where asked for; the clock of each operation is in it.
   std::vector<kernels::OperationProfile> profile;
   double profile_seconds = 0;  // of that repeat, what lies between the operations included
   double tokens_per_second() const { return tokens / seconds; }
   double percent_of_limit() const { return 100 * bound_seconds / seconds; }
+  double percent_by_operation() const { return 100 * operations_seconds / seconds; }
 };
 
 struct BenchmarkResult {

@@ -57,6 +57,9 @@ TEST_CASE("every line with what it read, multiplied and took") {
     CHECK(line["bytes"].get<double>() > 0);
     CHECK(line["weight_flops"].get<double>() > 0);
     CHECK(line["percent_of_limit"].get<double>() > 0);
+    // The larger of two sums is no larger than the sum of what is larger.
+    CHECK(line["percent_by_operation"].get<double>() >=
+          line["percent_of_limit"].get<double>() * (1 - 1e-9));
     CHECK(!line.contains("profile"));
   }
   CHECK(names == std::vector<std::string>{"first token", "decode", "decode", "decode", "prefill"});
