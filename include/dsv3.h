@@ -726,7 +726,7 @@ DSV3_API dsv3_status dsv3_convert(const char *checkpoint_dir, const char *output
 
 typedef struct dsv3_benchmark_options {
   uint32_t struct_size;
-  int32_t repeats;        /* of every line; the median counts; 1 to 100, default 5 */
+  int32_t repeats;        /* of every line, at least; the median counts; 1 to 100, default 5 */
   const char *model_path; /* a .dsv3 file; NULL: a synthetic model of `shape` */
   const char *shape;      /* "tiny", "v2-lite", "v3": random weights made in memory, no file */
   int32_t layers;         /* of a synthetic model; 0 (default): all of the shape's */
@@ -756,7 +756,8 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * page_faults. With `scaling` the first decoding line and the longest prompt's are measured for one
  * thread too, and "scaling" says how many times the figures of one thread all threads reach: read
  * bandwidth, multiply-adds, decode, prefill. A line's limits are measured between its repeats: on a
- * machine that others use they wander as the line does. */
+ * machine that others use they wander as the line does. Unless `quick`, lines are repeated for two
+ * seconds at least. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
                                     dsv3_error **error);
 

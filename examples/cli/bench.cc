@@ -204,7 +204,7 @@ void add_bench(CLI::App& app, Main& main) {
   command->add_option("--layers", o->layers, "layers of the synthetic model; 0: all")
       ->check(CLI::NonNegativeNumber);
   o->weights.add_to(*command);
-  command->add_option("--repeats", o->repeats, "repeats of every line; the median counts")
+  command->add_option("--repeats", o->repeats, "repeats of every line, at least; the median counts")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   command->add_flag("--quick", o->quick, "the short lines only");

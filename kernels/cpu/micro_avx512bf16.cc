@@ -276,9 +276,104 @@ int32_t direct_tiles(const GemmArgs& a, const Streams& in, int32_t tile) {
   return tile;
 }
 
+// --- very few rows of large FP8 matrices: memory is what they wait for
+
+// acc[r][b] = sum over `pairs` pairs of block b (block_pairs pairs apart, from w) times row r.
+template <int kR, int kB>
+[[gnu::always_inline]] inline void blocks_dot(const Decoder& decoder, const uint8_t* w,
+                                              int32_t block_pairs, int32_t pairs,
+                                              const uint32_t* const* x, __m512 (*acc)[kB]) {
+  // Far enough ahead for memory, into L2: L1 has too few places for lines on their way.
+  constexpr int64_t kAhead = 8192;
+  const uint8_t* ahead = w + kAhead;
+#pragma GCC unroll 4
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 2
+    for (int b = 0; b < kB; ++b) acc[r][b] = _mm512_setzero_ps();
+  }
+  __m512i w0[kB], w1[kB];
+  const auto add = [&](const __m512i* v, int32_t i) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 2
+      for (int b = 0; b < kB; ++b) acc[r][b] = dot(acc[r][b], v[b], x[r][b * block_pairs + i]);
+    }
+  };
+  int32_t i = 0;
+  for (; i + 2 <= pairs; i += 2) {
+#pragma GCC unroll 2
+    for (int b = 0; b < kB; ++b) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
+      ahead += 64;
+      decoder.both(load64(w + (int64_t{b} * block_pairs + i) * 32), &w0[b], &w1[b]);
+    }
+    add(w0, i);
+    add(w1, i + 1);
+  }
+  if (i == pairs) return;
+#pragma GCC unroll 2
+  for (int b = 0; b < kB; ++b) {
+    decoder.both(load32(w + (int64_t{b} * block_pairs + i) * 32), &w0[b], &w1[b]);
+  }
+  add(w0, i);
+}
+
+// Tile after tile, as they lie in memory, so that there is one stream to fetch ahead; two blocks of
+// a tile side by side, for enough independent sums.
+template <int kR>
+[[gnu::noinline]] void stream_rows(const GemmArgs& a, const Streams& in) {
+  for (int32_t tile = 0; tile < a.tiles; ++tile) {
+    const uint8_t* w = in.data + tile * in.tile_bytes;
+    const uint32_t* x[kR];
+    __m512 total[kR];
+#pragma GCC unroll 4
+    for (int r = 0; r < kR; ++r) {
+      x[r] = static_cast<const uint32_t*>(a.x[r]);
+      total[r] = _mm512_setzero_ps();
+    }
+    const auto add_blocks = [&](int32_t begin, const auto& acc) __attribute__((always_inline)) {
+      constexpr int kB = sizeof(acc[0]) / sizeof(acc[0][0]);
+#pragma GCC unroll 2
+      for (int b = 0; b < kB; ++b) {
+        const __m512 scale = in.scales.get(tile, begin / in.block_pairs + b);
+#pragma GCC unroll 4
+        for (int r = 0; r < kR; ++r) total[r] = _mm512_fmadd_ps(acc[r][b], scale, total[r]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kR; ++r) x[r] += kB * in.block_pairs;
+    };
+    int32_t begin = 0;
+    for (; begin + 2 * in.block_pairs <= in.all_pairs; begin += 2 * in.block_pairs) {
+      __m512 acc[kR][2];
+      blocks_dot<kR, 2>(in.decoder, w + int64_t{begin} * 32, in.block_pairs, in.block_pairs, x,
+                        acc);
+      add_blocks(begin, acc);
+    }
+    for (; begin < in.all_pairs; begin += in.block_pairs) {
+      const int32_t left = in.all_pairs - begin;
+      __m512 acc[kR][1];
+      blocks_dot<kR, 1>(in.decoder, w + int64_t{begin} * 32, in.block_pairs,
+                        left < in.block_pairs ? left : in.block_pairs, x, acc);
+      add_blocks(begin, acc);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kR; ++r) _mm512_storeu_ps(a.out + r * a.out_stride + 16 * tile, total[r]);
+  }
+}
+
+template <int kR = 1>
+void stream(const GemmArgs& a, const Streams& in) {
+  if (a.rows == kR) return stream_rows<kR>(a, in);
+  if constexpr (kR < kFourTileRows) stream<kR + 1>(a, in);
+}
+
+// Tiles shorter than this end before a stream of one has begun.
+constexpr int64_t kStreamBytes = 16 << 10;
+
 template <bool kF8>
 void direct(const GemmArgs& a) {
   const Streams in(a, kF8 ? 32 : 64);
+  if (kF8 && a.rows <= kFourTileRows && in.tile_bytes >= kStreamBytes) return stream(a, in);
   int32_t tile = 0;
   if (a.rows <= kFourTileRows) tile = direct_tiles<4, kF8>(a, in, tile);
   tile = direct_tiles<2, kF8>(a, in, tile);

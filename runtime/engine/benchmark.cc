@@ -267,7 +267,8 @@ class Runner {
     DSV3_TRY(body());  // warm: pages, caches, threads
     std::vector<Repeat> repeats;
     Limits before = probe_limits();
-    for (int32_t i = 0; i < options_.repeats; ++i) {
+    const int64_t enough = monotonic_ns() + static_cast<int64_t>(options_.least_seconds * 1e9);
+    for (int32_t i = 0; i < options_.repeats || monotonic_ns() < enough; ++i) {
       work_.clear();
       // A step of a small model is shorter than the clock is worth: several make one repeat.
       int32_t times = 0;

@@ -19,7 +19,8 @@ namespace dsv3 {
 struct BenchmarkOptions {
   std::string kernels;  // "": the best this machine runs
   int32_t threads = 0;
-  int32_t repeats = 5;
+  int32_t repeats = 5;       // of every line, at the least
+  double least_seconds = 0;  // spent on a line's repeats, for many when they are short
   std::vector<int32_t> batches = {1, 4, 16};         // decode, context 0
   std::vector<int64_t> contexts = {4096, 16384};     // decode, batch 1
   std::vector<int32_t> prefills = {128, 512, 2048};  // tokens

@@ -31,7 +31,7 @@ TEST_CASE("linear: a row alone and in batches of 1 to 67 rows") {
   Random random(30);
   const int32_t most = 67;
   for (const k::DType dtype : kTypes) {
-    for (const int32_t inner : {2, 130, 514}) {
+    for (const int32_t inner : {2, 130, 514, 1154}) {
       const TestMatrix w = random_matrix(random, {dtype, 83, inner, 32, 64});
       const auto x = random.vector(static_cast<size_t>(most * inner));
       for (const std::string& set : k::kernel_sets()) {
