@@ -751,13 +751,13 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * "model" and "lines", each line with its seconds, tokens_per_second, bytes, flops and
  * percent_of_limit: of all its bytes at the read bandwidth or all its operations at the multiply-add
  * peak, whichever takes longer; percent_by_operation is that taken for attention, dense layers, head
- * and each expert apart, one after the other. With `profile` also "profile", the time, bytes and flops of each kind of operation
- * in one more repeat. The line "first token" is the first step after opening, measured once, with its
- * page_faults. With `scaling` the first decoding line and the longest prompt's are measured for one
- * thread too, and "scaling" says how many times the figures of one thread all threads reach: read
- * bandwidth, multiply-adds, decode, prefill. A line's limits are measured between its repeats: on a
- * machine that others use they wander as the line does. Unless `quick`, lines are repeated for two
- * seconds at least. */
+ * and each expert apart, one after the other. With `profile` also "profile", the time, bytes and flops
+ * of each kind of operation in one more repeat. The line "first token" is the first step after
+ * opening, measured once, with its page_faults. With `scaling` the first decoding line and the longest
+ * prompt's are measured for one thread too, and "scaling" says how many times the figures of one
+ * thread all threads reach: read bandwidth, multiply-adds, decode, prefill. A line's limits are
+ * measured between its repeats: on a machine that others use they wander as the line does. Unless
+ * `quick`, lines are repeated for two seconds at least. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
                                     dsv3_error **error);
 

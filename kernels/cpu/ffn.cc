@@ -9,10 +9,6 @@
 
 namespace dsv3::kernels {
 
-namespace {
-constexpr int32_t kSpreadRows = 64;
-}  // namespace
-
 struct FfnJob {
   CpuDevice* device;
   const FfnArgs* args;
@@ -30,6 +26,7 @@ struct FfnJob {
   // The shared experts are the last group and have every row: in a step of some rows they wait for
   // arithmetic, the others for memory, so they are spread among them. In a step of many rows
   // everything waits for arithmetic, and they go first, so that the last tasks are short.
+  static constexpr int32_t kSpreadRows = 64;
   bool spreads() const { return args->groups.size() > 1 && args->rows <= kSpreadRows; }
   int32_t up_task_at(int32_t position) const;
 };

@@ -1,9 +1,5 @@
 // AVX-512 with BF16, VBMI and VNNI: BF16 dot products (vdpbf16ps) on BF16 and on widened FP8
 // weights; INT8 dot products (vpdpbusd) on MXFP4; F16 and F32 weights through float32.
-//
-// FP8 is widened by two look-ups of 128 bytes, one for each byte of the BF16 value; the sign is
-// or-ed in. Subnormal codes come out exact, which arithmetic on the bits would not give:
-// vdpbf16ps takes BF16 subnormals for zero.
 #include "kernels/cpu/micro_simd512.h"
 
 namespace dsv3::kernels {
@@ -44,53 +40,7 @@ inline void Avx512::mx_widen(const uint8_t* p, B* lo, B* hi) {
   *hi = _mm512_permutexvar_epi8(_mm512_srli_epi16(packed, 4), table);
 }
 
-// --- FP8 to BF16
-
-struct ByteTables {
-  uint8_t low[128];
-  uint8_t high[128];
-};
-// The bytes of the BF16 values of the non-negative codes.
-constexpr ByteTables make_byte_tables() {
-  ByteTables t{};
-  for (uint32_t code = 0; code < 128; ++code) {
-    const uint32_t exponent = code >> 3;
-    const uint32_t mantissa = code & 7;
-    uint32_t bits = 0;
-    if (code == 0x7f) {
-      bits = 0x7fc0;
-    } else if (exponent != 0) {
-      bits = ((exponent + 120) << 7) | (mantissa << 4);
-    } else if (mantissa != 0) {  // mantissa * 2^-9, normalised
-      const uint32_t top = mantissa >= 4 ? 2 : mantissa >= 2 ? 1 : 0;
-      bits = ((127 - 9 + top) << 7) | (((mantissa << (7 - top)) & 0x7f));
-    }
-    t.low[code] = static_cast<uint8_t>(bits & 0xff);
-    t.high[code] = static_cast<uint8_t>(bits >> 8);
-  }
-  return t;
-}
-alignas(64) constexpr ByteTables kTables = make_byte_tables();
-
-struct Decoder {
-  __m512i low0 = _mm512_load_si512(kTables.low);
-  __m512i low1 = _mm512_load_si512(kTables.low + 64);
-  __m512i high0 = _mm512_load_si512(kTables.high);
-  __m512i high1 = _mm512_load_si512(kTables.high + 64);
-  __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  __m512i sign = _mm512_set1_epi8(-0x80);
-
-  // 64 codes, two pairs of inputs of 16 rows, to two vectors of BF16. The eight-byte groups of the
-  // pairs are interleaved first, so that unpacking within 16-byte lanes ends in order.
-  inline void both(__m512i codes, __m512i* w0, __m512i* w1) const {
-    const __m512i c = _mm512_permutexvar_epi64(order, codes);
-    const __m512i low = _mm512_permutex2var_epi8(low0, c, low1);
-    __m512i high = _mm512_permutex2var_epi8(high0, c, high1);
-    high = _mm512_ternarylogic_epi64(high, c, sign, 0xf8);  // high | (c & sign)
-    *w0 = _mm512_unpacklo_epi8(low, high);
-    *w1 = _mm512_unpackhi_epi8(low, high);
-  }
-};
+using Decoder = simd::Fp8Decoder<Avx512>;
 
 inline __m512i load64(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline __m512i load32(const uint8_t* p) {
@@ -331,8 +281,8 @@ template <int kR>
       x[r] = static_cast<const uint32_t*>(a.x[r]);
       total[r] = _mm512_setzero_ps();
     }
-    const auto add_blocks = [&](int32_t begin, const auto& acc) __attribute__((always_inline)) {
-      constexpr int kB = sizeof(acc[0]) / sizeof(acc[0][0]);
+    const auto add_blocks = [&]<int kB>(int32_t begin, const __m512(&acc)[kR][kB])
+        __attribute__((always_inline)) {
 #pragma GCC unroll 2
       for (int b = 0; b < kB; ++b) {
         const __m512 scale = in.scales.get(tile, begin / in.block_pairs + b);
@@ -585,54 +535,6 @@ void panel(const PanelArgs& a) {
   }
 }
 
-// 16 keys of 16 dims: eight rows (dim pairs) of eight key pairs (four values each) are transposed
-// to eight rows of eight dim pairs. Loads put the 16-byte pieces in place, which leaves one
-// unpacking for the shuffle units: transposing whole vectors by shuffles alone takes them twice as
-// long.
-inline __m512i gather_pieces(const uint8_t* page, int32_t pairs) {
-  // Rows 0, 2, 4 and 6 from `page` on; those beyond `pairs` are zero.
-  constexpr int64_t kTwoRows = int64_t{2} * kPageKeys * 4;
-  const auto piece = [&](int i) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(page + i * kTwoRows));
-  };
-  __m512i v = _mm512_zextsi128_si512(pairs > 0 ? piece(0) : _mm_setzero_si128());
-  if (pairs > 2) v = _mm512_mask_broadcast_i32x4(v, 0x00f0, piece(1));
-  if (pairs > 4) v = _mm512_mask_broadcast_i32x4(v, 0x0f00, piece(2));
-  if (pairs > 6) v = _mm512_mask_broadcast_i32x4(v, 0xf000, piece(3));
-  return v;
-}
-
-inline void transpose_values(const uint8_t* page, int32_t pairs, __mmask16 keys, uint8_t* out) {
-  const __m512i swap = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100);
-  for (int i = 0; i < 4; ++i) {  // key pairs 2i and 2i + 1
-    __m512i even = gather_pieces(page + 16 * i, pairs);
-    __m512i odd = gather_pieces(page + 16 * i + kPageKeys * 4, pairs - 1);
-    if (keys != 0xffff) {  // of one row's four keys
-      const auto mask = static_cast<__mmask16>(((keys >> (4 * i)) & 0xf) * 0x1111);
-      even = _mm512_maskz_mov_epi32(mask, even);
-      odd = _mm512_maskz_mov_epi32(mask, odd);
-    }
-    even = _mm512_shuffle_epi8(even, swap);  // the middle two of four values trade places
-    odd = _mm512_shuffle_epi8(odd, swap);
-    _mm512_storeu_si512(out + int64_t{2} * i * 256, _mm512_unpacklo_epi64(even, odd));
-    _mm512_storeu_si512(out + (int64_t{2} * i + 1) * 256, _mm512_unpackhi_epi64(even, odd));
-  }
-}
-
-void values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
-            int32_t pairs_total, uint8_t* out) {
-  const uint64_t below_end = end >= 64 ? ~uint64_t{0} : (uint64_t{1} << end) - 1;
-  const uint64_t wanted = begin >= 64 ? 0 : below_end & ~uint64_t{0} << begin;
-  for (int32_t d = 0; d < dims; d += 16) {
-    const int32_t pairs = (dims - d + 1) / 2;
-    uint8_t* columns = out + (int64_t{d / 64} * pairs_total + pair_begin) * 256 + d % 64 * 4;
-    for (int32_t key = 0; key < kPageKeys; key += 16) {
-      transpose_values(page + (int64_t{d / 2} * kPageKeys + key) * 4, pairs,
-                       static_cast<__mmask16>(wanted >> key), columns + int64_t{key / 2} * 256);
-    }
-  }
-}
-
 void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
   if (type == Activation::kF32) {
     simd::pack_f32<Avx512>(x, k, padded, static_cast<float*>(out));
@@ -660,7 +562,7 @@ constexpr Micro kMicro = {
     gemm,
     simd::gemm<Avx512>,
     panel,
-    values,
+    simd::page_values<Avx512>,
     simd::softmax<Avx512>,
     simd::merge<Avx512>,
     simd::rms_norm<Avx512>,

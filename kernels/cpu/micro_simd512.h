@@ -1,5 +1,6 @@
-// What both AVX-512 sets have in common: the vector type of micro_simd.h and the widening of
-// weights. A template over a type local to the file that includes this (see micro.h for why).
+// The vector type of micro_simd.h for both AVX-512 sets, the widening of FP8, and a latent page
+// rearranged for sums over keys. Templates over a type local to the file that includes this (see
+// micro.h for why).
 #pragma once
 
 #include <immintrin.h>
@@ -42,5 +43,107 @@ struct Simd512 {
     return (V)_mm512_max_epi32(_mm512_slli_epi32(codes, 23), _mm512_set1_epi32(0x00400000));
   }
 };
+
+struct ByteTables {
+  uint8_t low[128];
+  uint8_t high[128];
+};
+// The bytes of the BF16 values of the non-negative codes.
+constexpr ByteTables make_byte_tables() {
+  ByteTables t{};
+  for (uint32_t code = 0; code < 128; ++code) {
+    const uint32_t exponent = code >> 3;
+    const uint32_t mantissa = code & 7;
+    uint32_t bits = 0;
+    if (code == 0x7f) {
+      bits = 0x7fc0;
+    } else if (exponent != 0) {
+      bits = ((exponent + 120) << 7) | (mantissa << 4);
+    } else if (mantissa != 0) {  // mantissa * 2^-9, normalised
+      const uint32_t top = mantissa >= 4 ? 2 : mantissa >= 2 ? 1 : 0;
+      bits = ((127 - 9 + top) << 7) | (((mantissa << (7 - top)) & 0x7f));
+    }
+    t.low[code] = static_cast<uint8_t>(bits & 0xff);
+    t.high[code] = static_cast<uint8_t>(bits >> 8);
+  }
+  return t;
+}
+alignas(64) inline constexpr ByteTables kByteTables = make_byte_tables();
+
+// FP8 to BF16, by two look-ups of 128 bytes, one for each byte of the result; the sign is or-ed in.
+// Subnormal codes come out exact, which arithmetic on the bits would not give: vdpbf16ps takes BF16
+// subnormals for zero. Needs VBMI.
+template <class Tag>
+struct Fp8Decoder {
+  __m512i low0 = _mm512_load_si512(kByteTables.low);
+  __m512i low1 = _mm512_load_si512(kByteTables.low + 64);
+  __m512i high0 = _mm512_load_si512(kByteTables.high);
+  __m512i high1 = _mm512_load_si512(kByteTables.high + 64);
+  __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  __m512i sign = _mm512_set1_epi8(-0x80);
+
+  // 64 codes, two pairs of inputs of 16 rows, to two vectors of BF16. The eight-byte groups of the
+  // pairs are interleaved first, so that unpacking within 16-byte lanes ends in order.
+  inline void both(__m512i codes, __m512i* w0, __m512i* w1) const {
+    const __m512i c = _mm512_permutexvar_epi64(order, codes);
+    const __m512i low = _mm512_permutex2var_epi8(low0, c, low1);
+    __m512i high = _mm512_permutex2var_epi8(high0, c, high1);
+    high = _mm512_ternarylogic_epi64(high, c, sign, 0xf8);  // high | (c & sign)
+    *w0 = _mm512_unpacklo_epi8(low, high);
+    *w1 = _mm512_unpackhi_epi8(low, high);
+  }
+};
+
+// 16 keys of 16 dims: eight rows (dim pairs) of eight key pairs (four values each) are transposed
+// to eight rows of eight dim pairs. Loads put the 16-byte pieces in place, which leaves one
+// unpacking for the shuffle units: transposing whole vectors by shuffles alone takes them twice as
+// long.
+template <class Tag>
+inline __m512i gather_pieces(const uint8_t* page, int32_t pairs) {
+  // Rows 0, 2, 4 and 6 from `page` on; those beyond `pairs` are zero.
+  constexpr int64_t kTwoRows = int64_t{2} * kPageKeys * 4;
+  const auto piece = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(page + i * kTwoRows));
+  };
+  __m512i v = _mm512_zextsi128_si512(pairs > 0 ? piece(0) : _mm_setzero_si128());
+  if (pairs > 2) v = _mm512_mask_broadcast_i32x4(v, 0x00f0, piece(1));
+  if (pairs > 4) v = _mm512_mask_broadcast_i32x4(v, 0x0f00, piece(2));
+  if (pairs > 6) v = _mm512_mask_broadcast_i32x4(v, 0xf000, piece(3));
+  return v;
+}
+
+template <class Tag>
+inline void transpose_values(const uint8_t* page, int32_t pairs, __mmask16 keys, uint8_t* out) {
+  const __m512i swap = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100);
+  for (int i = 0; i < 4; ++i) {  // key pairs 2i and 2i + 1
+    __m512i even = gather_pieces<Tag>(page + 16 * i, pairs);
+    __m512i odd = gather_pieces<Tag>(page + 16 * i + kPageKeys * 4, pairs - 1);
+    if (keys != 0xffff) {  // of one row's four keys
+      const auto mask = static_cast<__mmask16>(((keys >> (4 * i)) & 0xf) * 0x1111);
+      even = _mm512_maskz_mov_epi32(mask, even);
+      odd = _mm512_maskz_mov_epi32(mask, odd);
+    }
+    even = _mm512_shuffle_epi8(even, swap);  // the middle two of four values trade places
+    odd = _mm512_shuffle_epi8(odd, swap);
+    _mm512_storeu_si512(out + int64_t{2} * i * 256, _mm512_unpacklo_epi64(even, odd));
+    _mm512_storeu_si512(out + (int64_t{2} * i + 1) * 256, _mm512_unpackhi_epi64(even, odd));
+  }
+}
+
+template <class Tag>
+void page_values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
+                 int32_t pairs_total, uint8_t* out) {
+  const uint64_t below_end = end >= 64 ? ~uint64_t{0} : (uint64_t{1} << end) - 1;
+  const uint64_t wanted = begin >= 64 ? 0 : below_end & ~uint64_t{0} << begin;
+  for (int32_t d = 0; d < dims; d += 16) {
+    const int32_t pairs = (dims - d + 1) / 2;
+    uint8_t* columns = out + (int64_t{d / 64} * pairs_total + pair_begin) * 256 + d % 64 * 4;
+    for (int32_t key = 0; key < kPageKeys; key += 16) {
+      transpose_values<Tag>(page + (int64_t{d / 2} * kPageKeys + key) * 4, pairs,
+                            static_cast<__mmask16>(wanted >> key),
+                            columns + int64_t{key / 2} * 256);
+    }
+  }
+}
 
 }  // namespace dsv3::kernels::simd

@@ -1,5 +1,6 @@
 // The logits of a step's rows, made when they are asked for. Most steps need one row of each task;
-// a task that verifies a draft may need many, or stop at the second.
+// a task that verifies a draft may need many, or stop at the second. They stay on the device until
+// they are asked for: a task that runs the head for itself must have a step of its own.
 //
 // The engine's thread only.
 #pragma once
