@@ -49,7 +49,7 @@ struct ByteTables {
   uint8_t high[128];
 };
 // The bytes of the BF16 values of the non-negative codes.
-constexpr ByteTables make_byte_tables() {
+consteval ByteTables make_byte_tables() {
   ByteTables t{};
   for (uint32_t code = 0; code < 128; ++code) {
     const uint32_t exponent = code >> 3;
