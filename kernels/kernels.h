@@ -246,6 +246,9 @@ struct RowStats {
   bool finite = true;  // no NaN, no infinity in the row
 };
 
+// Weights of this many tokens make one of Device::weigh's sums.
+inline constexpr int32_t kWeighBlock = 64;
+
 // What reserve() sizes scratch for: the largest values any later call will have.
 struct Limits {
   int32_t rows = 0;
@@ -305,6 +308,12 @@ class Device {
   // stats[r] of logits[r, 0..vocab); stats in host memory, valid when the call returns.
   virtual void reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
                              RowStats* stats) = 0;
+  // What tokens are drawn by: weights[i] = exp((logits[i] - max) * scale), 0 where that is below
+  // e^-87, and sums[b] = their sum over [kWeighBlock * b, kWeighBlock * (b + 1)). max: the greatest
+  // logit; no NaN. weights: [logits.size()]; sums: [ceil(logits.size() / kWeighBlock)]. All of it
+  // in host memory; no other thread is asked to help.
+  virtual void weigh(std::span<const float> logits, float max, float scale, float* weights,
+                     double* sums) = 0;
 };
 
 struct DeviceOptions {

@@ -175,4 +175,10 @@ void ProfilingDevice::reduce_logits(Dev<const float> logits, int64_t stride, int
         [&] { inner_->reduce_logits(logits, stride, rows, vocab, stats); });
 }
 
+void ProfilingDevice::weigh(std::span<const float> logits, float max, float scale, float* weights,
+                            double* sums) {
+  timed({"weigh", 0, {}, {}}, floats(2 * static_cast<double>(logits.size())), 0,
+        [&] { inner_->weigh(logits, max, scale, weights, sums); });
+}
+
 }  // namespace dsv3::kernels

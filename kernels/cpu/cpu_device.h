@@ -41,6 +41,8 @@ class CpuDevice final : public HostDevice {
                    Dev<float> out, int64_t out_stride) override;
   void reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
                      RowStats* stats) override;
+  void weigh(std::span<const float> logits, float max, float scale, float* weights,
+             double* sums) override;
 
  private:
   friend struct LinearJob;

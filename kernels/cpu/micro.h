@@ -80,6 +80,8 @@ struct PanelArgs {
 // Keys are attended in blocks of two pages.
 inline constexpr int kPageKeys = 64;
 inline constexpr int kKeyBlock = 128;
+// The same number as in kernels.h.
+inline constexpr int kWeighed = 64;
 
 struct Micro {
   const char* name;
@@ -118,6 +120,9 @@ struct Micro {
   // The lowest index of the greatest value, the value, sum of exp(x - max), all finite.
   void (*reduce)(const float* x, int32_t count, int32_t* argmax, float* max, double* sum_exp,
                  bool* finite);
+  // Device::weigh
+  void (*weigh)(const float* x, int32_t count, float max, float scale, float* weights,
+                double* sums);
 };
 
 // Null where this build has no such set.

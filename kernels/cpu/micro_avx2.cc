@@ -104,6 +104,7 @@ constexpr Micro kMicro = {
     simd::add<Avx2>,
     simd::add_weighted<Avx2>,
     simd::reduce<Avx2>,
+    simd::weigh<Avx2>,
 };
 
 }  // namespace

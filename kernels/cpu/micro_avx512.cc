@@ -72,6 +72,7 @@ constexpr Micro kMicro = {
     simd::add<Avx512F>,
     simd::add_weighted<Avx512F>,
     simd::reduce<Avx512F>,
+    simd::weigh<Avx512F>,
 };
 
 }  // namespace

@@ -570,6 +570,7 @@ constexpr Micro kMicro = {
     simd::add<Avx512>,
     simd::add_weighted<Avx512>,
     simd::reduce<Avx512>,
+    simd::weigh<Avx512>,
 };
 
 }  // namespace

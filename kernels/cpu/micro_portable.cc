@@ -106,6 +106,7 @@ constexpr Micro kMicro = {
     simd::add<Portable>,
     simd::add_weighted<Portable>,
     simd::reduce<Portable>,
+    simd::weigh<Portable>,
 };
 
 }  // namespace

@@ -530,6 +530,28 @@ void reduce(const float* x, int32_t count, int32_t* argmax, float* max, double* 
   *sum_exp = total;
 }
 
+template <class S>
+void weigh(const float* x, int32_t count, float max, float scale, float* weights, double* sums) {
+  using V = typename S::V;
+  for (int32_t begin = 0; begin < count; begin += kWeighed) {
+    const int32_t end = begin + kWeighed < count ? begin + kWeighed : count;
+    V sum = {};
+    int32_t i = begin;
+    for (; i + S::kLanes <= end; i += S::kLanes) {
+      const V w = exp<S>((load<S>(x + i) - max) * scale);
+      store<S>(weights + i, w);
+      sum += w;
+    }
+    if (i < end) {
+      const V w = exp<S>((load_part<S>(x + i, end - i) - max) * scale);
+      store_part<S>(weights + i, w, end - i);
+      // Lanes beyond the end weigh nothing.
+      sum += load_part<S>(weights + i, end - i);
+    }
+    sums[begin / kWeighed] = static_cast<double>(sum_lanes<S>(sum));
+  }
+}
+
 // Packing to float32: a copy with padding.
 template <class S>
 void pack_f32(const float* x, int32_t k, int32_t padded, float* out) {

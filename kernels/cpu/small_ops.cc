@@ -184,4 +184,11 @@ void CpuDevice::reduce_logits(Dev<const float> logits, int64_t stride, int32_t r
   });
 }
 
+static_assert(kWeighed == kWeighBlock);
+
+void CpuDevice::weigh(std::span<const float> logits, float max, float scale, float* weights,
+                      double* sums) {
+  micro_->weigh(logits.data(), static_cast<int32_t>(logits.size()), max, scale, weights, sums);
+}
+
 }  // namespace dsv3::kernels

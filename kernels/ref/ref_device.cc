@@ -38,6 +38,8 @@ class RefDevice final : public HostDevice {
                    Dev<float> out, int64_t out_stride) override;
   void reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
                      RowStats* stats) override;
+  void weigh(std::span<const float> logits, float max, float scale, float* weights,
+             double* sums) override;
 
  private:
   std::vector<float> slots_;               // [rows, slots, hidden]
@@ -246,6 +248,18 @@ void RefDevice::gather_rows(Dev<const float> x, int64_t x_stride, std::span<cons
 void RefDevice::reduce_logits(Dev<const float> logits, int64_t stride, int32_t rows, int32_t vocab,
                               RowStats* stats) {
   for (int32_t r = 0; r < rows; ++r) stats[r] = reduce_row(logits.get() + r * stride, vocab);
+}
+
+void RefDevice::weigh(std::span<const float> logits, float max, float scale, float* weights,
+                      double* sums) {
+  constexpr double kLeast = -87;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double exponent =
+        (static_cast<double>(logits[i]) - static_cast<double>(max)) * static_cast<double>(scale);
+    weights[i] = exponent < kLeast ? 0.0F : static_cast<float>(std::exp(exponent));
+    double& sum = sums[i / kWeighBlock];
+    sum = (i % kWeighBlock == 0 ? 0 : sum) + static_cast<double>(weights[i]);
+  }
 }
 
 }  // namespace

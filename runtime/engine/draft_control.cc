@@ -18,6 +18,7 @@ constexpr double kCountDecay = 0.97;  // of what was seen before, per draft
 // Where wider steps were not measured: each further row costs this fraction of the first one. A
 // small model on a CPU pays a third to a half, a large one less.
 constexpr double kUnknownRow = 0.5;
+constexpr double kLeastRow = 0.5;   // of what narrower steps' rows cost
 constexpr double kPriorWeight = 6;  // drafts that the first guess of a rate counts for
 constexpr std::array<int32_t, 13> kLengths = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64};
 
@@ -101,6 +102,13 @@ double StepCosts::of(int64_t rows) const {
   return below.ns + (wanted - below.rows) / (above->rows - below.rows) * (above->ns - below.ns);
 }
 
+double StepCosts::least_row(int64_t rows) const {
+  if (known_ == 0) return 0;
+  const Point& narrow = points_[0];
+  const double more = static_cast<double>(rows) - narrow.rows;
+  return more >= 1 ? kLeastRow * std::max(0.0, of(rows) - narrow.ns) / more : 0;
+}
+
 DraftRates::DraftRates() {
   for (int s = 0; s < kDraftSources; ++s) {
     for (int c = 0; c < kConfidenceClasses; ++c) {
@@ -159,8 +167,10 @@ DraftControl::Plan DraftControl::plan(DraftExperience* shared, DraftSource sourc
   int32_t length = 0;
   const double tasks = static_cast<double>(others) + 1;
   const double least_gain = kSharedGain - (kSharedGain - 1) / tasks;
+  const double least_row = costs.least_row(others + 1);
   const auto consider = [&] {
-    const double price = costs.of(others + 1 + length) + draft_ns - plain;
+    const double price =
+        std::max(costs.of(others + 1 + length) - plain, length * least_row) + draft_ns;
     // The loss if the first token is wrong, as likely as that is.
     if (price * (1 - chances.first) > credit) return;
     // The step makes a token for every task; more for this one is no more than that.
@@ -178,6 +188,7 @@ DraftControl::Plan DraftControl::plan(DraftExperience* shared, DraftSource sourc
     }
     consider();
   }
+  if (best.speedup < kClearSpeedup && shared->since_plain >= kMeasureAfter) return {};
   const int32_t probe = std::min(kProbeLength, available);
   if (best.length == 0 && probe > 0 && shared->idle_steps >= shared->probe_after &&
       chances.first > kHopeless && costs.of(others + 1 + probe) + draft_ns - plain <= credit) {
@@ -227,10 +238,12 @@ void DraftExperience::end_step(int64_t tasks, int64_t rows, int64_t ns) {
     const double saved = (1 + more) * plain - took;
     credit_ns += saved;
     idle_steps = 0;
+    ++since_plain;
     probe_after =
         saved > 0 ? DraftControl::kFirstProbe : std::min(2 * probe_after, DraftControl::kLastProbe);
   } else {
     ++idle_steps;
+    since_plain = 0;
   }
   credit_ns =
       std::clamp(credit_ns, -DraftControl::kMostDebt * plain, DraftControl::kMostSteps * plain);

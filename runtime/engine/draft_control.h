@@ -24,6 +24,11 @@ class StepCosts {
   void record(int64_t rows, int64_t ns);
   // 0 until anything was measured.
   double of(int64_t rows) const;
+  // The least that one further row of a step of `rows` can be believed to cost: half of what those
+  // from the narrowest known step on cost in the mean. 0 where nothing narrower is known. The
+  // difference of two neighbours is the difference of two noisy means, and of many such
+  // differences the one that looks cheapest is the one that gets believed.
+  double least_row(int64_t rows) const;
 
  private:
   // Each number of rows up to kExact has a bucket: what a step costs whose requests do not draft is
@@ -88,6 +93,7 @@ struct DraftExperience {
   // Of the context: requests that share their steps would otherwise all try in the same one.
   int32_t probe_after = 8;
   double idle_steps = 0;
+  double since_plain = 0;  // steps with drafts since one without
 
   // A step of `tasks` requests and `rows` rows took so long, drafts by DraftControl::record_step()
   // included: it is paid for with what it really took. By what such a step was thought to cost,
@@ -117,6 +123,9 @@ class DraftControl {
   // Where no length promises anything, short drafts are verified now and then all the same, first
   // after so many steps, then more and more seldom: rates and costs may have changed.
   static constexpr int32_t kFirstProbe = 8, kLastProbe = 256;
+  // What a draft brings is held against steps without one. Where it is not much, one of them is
+  // taken after so many with drafts: the machine may have become faster or slower since.
+  static constexpr double kMeasureAfter = 24, kClearSpeedup = 1.5;
 
   struct Plan {
     int32_t length = 0;  // tokens of the draft to verify; 0: none

@@ -123,7 +123,7 @@ Status Engine::start() {
       .draft = kMaxDraft,
       .sequence = config.max_position_embeddings,
   });
-  sampler_ = std::make_unique<Sampler>(config.vocab_size);
+  sampler_ = std::make_unique<Sampler>(device_.get(), config.vocab_size);
   expert_load_ = forward_->expert_load();
   step_logits_ = std::make_unique<StepLogits>(forward_.get(), config.vocab_size, rows);
   if (config.num_nextn_predict_layers > 0) {

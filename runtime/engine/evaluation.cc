@@ -81,6 +81,8 @@ class Evaluation final : public Task {
 Status Evaluation::read_logits(const StepRun& run, int64_t first) {
   const std::vector<int32_t>& tokens = session().state().tokens;
   for (int64_t at = first; at < run.end; ++at) {
+    kernels::RowStats known;
+    DSV3_TRY(run.row(at, &known));
     std::span<float> row;
     DSV3_TRY(run.logits(at, &row));
     const auto index = static_cast<size_t>(at - base_);
@@ -89,7 +91,7 @@ Status Evaluation::read_logits(const StepRun& run, int64_t first) {
     }
     const auto next = static_cast<size_t>(at + 1);
     if (options_.logprobs == nullptr || next == tokens.size()) continue;
-    options_.logprobs[index] = LogSoftmax(row)(row[static_cast<size_t>(tokens[next])]);
+    options_.logprobs[index] = LogSoftmax(known)(row[static_cast<size_t>(tokens[next])]);
   }
   return {};
 }

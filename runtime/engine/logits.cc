@@ -45,9 +45,9 @@ Status StepLogits::get(int32_t index, std::span<float>* out) {
   return {};
 }
 
-Status StepLogits::best(int32_t index, int32_t* token) {
+Status StepLogits::row(int32_t index, kernels::RowStats* out) {
   DSV3_TRY(load(index));
-  *token = forward_->best_token(index - first_);
+  *out = forward_->logits_row(index - first_);
   return {};
 }
 

@@ -22,11 +22,11 @@ class StepLogits {
   void clear();
   // Rows [begin, end) of the step may be asked for; returns the first one's index.
   int32_t add(int32_t begin, int32_t end);
-  // Of the index-th row that was added: its logits [vocab], valid until the next call and the
-  // caller's to change; or only the token of the greatest, the lowest id of several. In ascending
-  // order. An error (kNumeric) is that row's own.
+  // Of the index-th row that was added: what is known of its logits, and the logits [vocab], valid
+  // until the next call and the caller's to change. In ascending order. An error (kNumeric) is that
+  // row's own.
+  Status row(int32_t index, kernels::RowStats* out);
   Status get(int32_t index, std::span<float>* out);
-  Status best(int32_t index, int32_t* token);
 
  private:
   Status load(int32_t index);

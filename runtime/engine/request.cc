@@ -240,14 +240,18 @@ Status Request::run_hook(void* self, std::span<float> logits, std::span<const in
 
 // Samples what follows the row at `position`, the last of the session's tokens.
 Status Request::sample(const StepRun& run, int64_t position) {
+  kernels::RowStats row;
+  DSV3_TRY(run.row(position, &row));
   if (options_.logits_hook == nullptr && options_.sampling.takes_best()) {
-    return run.best_token(position, &sampled_.id);
+    sampled_.id = row.argmax;
+    return {};
   }
   std::span<float> logits;
   DSV3_TRY(run.logits(position, &logits));
   LogitsHook hook;
   if (options_.logits_hook != nullptr) hook = {run_hook, this};
-  return run.sampler->sample(options_.sampling, session().state().tokens, logits, hook, &sampled_);
+  return run.sampler->sample(options_.sampling, session().state().tokens, logits, row, hook,
+                             &sampled_);
 }
 
 Status Request::append(int32_t token) {

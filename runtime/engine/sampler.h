@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/kernels.h"
 #include "runtime/base/status.h"
 
 namespace dsv3 {
@@ -65,12 +66,11 @@ struct LogitsHook {
   void* self = nullptr;
 };
 
-// The log-softmax of one row of logits: summed in double, in order of the ids, so that the same
-// logits give the same bits wherever they are asked for.
+// The log-softmax of one row of logits, by what the head found out about it.
 class LogSoftmax {
  public:
   LogSoftmax() = default;
-  explicit LogSoftmax(std::span<const float> logits);
+  explicit LogSoftmax(const kernels::RowStats& row);
   float operator()(float logit) const {
     // The greatest logit is subtracted first: beside 1e38 a logarithm would vanish.
     return static_cast<float>((static_cast<double>(logit) - max_) - log_sum_);
@@ -82,25 +82,48 @@ class LogSoftmax {
 
 class Sampler {
  public:
-  explicit Sampler(int64_t vocab_size);
+  // The device does the arithmetic over the vocabulary; it must outlive the sampler.
+  Sampler(kernels::Device* device, int64_t vocab_size);
 
   // Chooses the token that follows `tokens` (the whole sequence; its length is the position that is
-  // drawn). logits: [vocab_size], changed in place. kNumeric when one is NaN or infinite.
+  // drawn). logits: [vocab_size], changed in place; row: what reduce_logits() says of them.
+  // kNumeric when one is NaN or infinite.
   Status sample(const SamplingOptions& options, std::span<const int32_t> tokens,
-                std::span<float> logits, const LogitsHook& hook, SampledToken* out);
+                std::span<float> logits, const kernels::RowStats& row, const LogitsHook& hook,
+                SampledToken* out);
 
  private:
-  void log_probabilities(int32_t count, std::span<const float> logits, SampledToken* out);
+  struct Best {
+    size_t id = 0;
+    float logit = 0;
+  };
+  void best_tokens(int32_t count, std::span<const float> logits, SampledToken* out);
   void penalise(const SamplingOptions& options, std::span<const int32_t> tokens,
                 std::span<float> logits);
+  // The greatest logit after changes, the lowest id of several.
+  static Status best_changed(std::span<const float> logits, size_t position, const LogitsHook& hook,
+                             Best* out);
   int32_t draw(const SamplingOptions& options, uint64_t position, std::span<const float> logits,
                float max);
+  // Of all tokens, by their weights.
+  int32_t draw_any(double uniform, double total) const;
+  // Of the first `count` of ids_.
+  int32_t draw_kept(double uniform, size_t count) const;
+  // Those of the tokens that filters can keep; a superset costs time, nothing else. Into ids_, in
+  // ascending order; returns how many.
+  size_t at_least(float weight);
+  size_t may_be_top(size_t count, std::span<const float> logits);
+  size_t keep_top_k(size_t count, size_t top_k, std::span<const float> logits);
+  size_t keep_top_p(size_t count, double wanted, bool sorted, std::span<const float> logits);
+  double weight(int32_t id) const { return static_cast<double>(weights_[static_cast<size_t>(id)]); }
 
+  kernels::Device* const device_;
   std::vector<int32_t> counts_;  // [vocab], zero between calls
   std::vector<int32_t> ids_;     // [vocab], scratch
-  std::vector<double> weights_;  // [vocab], scratch
+  std::vector<float> weights_;   // [vocab], relative to the best token's 1
+  std::vector<double> sums_;     // of weights, see Device::weigh
+  std::vector<float> greatest_;  // [blocks], scratch
   std::vector<float> original_;  // [vocab], the logits before any change
-  LogSoftmax log_softmax_;       // of the last log_probabilities()
 };
 
 }  // namespace dsv3

@@ -56,9 +56,10 @@ struct StepRun {
   Status logits(int64_t position, std::span<float>* out) const {
     return head->get(head_begin + static_cast<int32_t>(position - logits_begin), out);
   }
-  // Only the token of the greatest of them, the lowest id of several.
-  Status best_token(int64_t position, int32_t* token) const {
-    return head->best(head_begin + static_cast<int32_t>(position - logits_begin), token);
+  // Only what is known of them: the best token, and their sum as exponentials. Before or instead of
+  // logits() of the same position.
+  Status row(int64_t position, kernels::RowStats* out) const {
+    return head->row(head_begin + static_cast<int32_t>(position - logits_begin), out);
   }
 };
 

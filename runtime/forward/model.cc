@@ -134,8 +134,8 @@ Status ForwardModel::compute_head(std::span<const int32_t> rows) {
   return impl_->compute_logits(impl_->a.hidden, rows);
 }
 
-int32_t ForwardModel::best_token(int32_t index) const {
-  return impl_->stats[static_cast<size_t>(index)].argmax;
+const kernels::RowStats& ForwardModel::logits_row(int32_t index) const {
+  return impl_->stats[static_cast<size_t>(index)];
 }
 
 void ForwardModel::copy_logits(int32_t index, float* out) {

@@ -76,9 +76,10 @@ class ForwardModel {
   // max_head_rows rows. kNumeric names the first row whose logits are not finite.
   Status head(std::span<const int32_t> rows, float* out);
   // The same, but the logits stay on the device until somebody asks for them (and until the next
-  // call that makes any): a greedy choice needs none. `index` counts the rows of the call.
+  // call that makes any): a greedy choice needs what is known of the row, and no more. `index`
+  // counts the rows of the call.
   Status compute_head(std::span<const int32_t> rows);
-  int32_t best_token(int32_t index) const;      // of the greatest logit; the lowest id of several
+  const kernels::RowStats& logits_row(int32_t index) const;
   void copy_logits(int32_t index, float* out);  // [vocab]
 
   // Runs MTP module 0 over the rows of the last run (same step, one sequence). Row r at position p

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,12 +50,11 @@ void check(const Status& status) {
 class Bench {
  public:
   explicit Bench(std::shared_ptr<const Model> model)
-      : model_(std::move(model)),
-        sampler_(model_->config().vocab_size),
-        logits_(static_cast<size_t>(model_->config().vocab_size)) {
+      : model_(std::move(model)), logits_(static_cast<size_t>(model_->config().vocab_size)) {
     auto device = kernels::make_device({});
     check(device.status());
     device_ = std::move(*device);
+    sampler_.emplace(device_.get(), model_->config().vocab_size);
     auto forward = ForwardModel::create(model_, device_.get(), kChunk, 16);
     check(forward.status());
     forward_ = std::move(*forward);
@@ -72,8 +72,8 @@ class Bench {
            const Setting& setting, int64_t first_key);
 
   const std::shared_ptr<const Model> model_;
-  Sampler sampler_;
   std::unique_ptr<kernels::Device> device_;
+  std::optional<Sampler> sampler_;
   std::unique_ptr<ForwardModel> forward_;
   std::unique_ptr<PagePool> pool_;
   std::unique_ptr<PageTable> table_;
@@ -89,11 +89,12 @@ void Bench::step(int64_t begin, const Setting& setting, std::vector<int32_t>* to
   main.sequences = std::span(&rows, 1);
   check(forward_->run(main));
   const int32_t last[] = {static_cast<int32_t>(end - begin - 1)};
-  check(forward_->head(last, logits_.data()));
+  check(forward_->compute_head(last));
+  forward_->copy_logits(0, logits_.data());
   SamplingOptions sampling;
   sampling.temperature = setting.temperature;
   SampledToken sampled;
-  check(sampler_.sample(sampling, *tokens, logits_, {}, &sampled));
+  check(sampler_->sample(sampling, *tokens, logits_, forward_->logits_row(0), {}, &sampled));
   tokens->push_back(sampled.id);
 }
 

@@ -7,7 +7,8 @@
 //   misled      temperature 1.2, and a reference text that has nothing to do with the answer
 //   sixteen     sixteen "sampled" requests at once
 //
-// usage: bench_speculation FILE.dsv3 [--rounds N] [--threads N] [--drafters MASK] [WORKLOAD...]
+// usage: bench_speculation FILE.dsv3 [--rounds N] [--tokens N] [--threads N] [--drafters MASK]
+//        [WORKLOAD...]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -23,15 +24,18 @@ namespace {
 struct Options {
   std::string file;
   int rounds = 9;
+  uint64_t tokens = 400;  // of each answer but the edit's
   int32_t threads = 0;
   uint32_t drafters = 0;
   std::vector<std::string> workloads;
 };
 
 struct Sum {
-  double ns = 0;
+  double ns = 0;    // until the last request was done
+  double mean = 0;  // of the requests' own times
   uint64_t tokens = 0, steps = 0, drafted = 0, accepted = 0;
   double rate() const { return static_cast<double>(tokens) * 1e9 / ns; }
+  double mean_rate() const { return static_cast<double>(tokens) * 1e9 / mean; }
 };
 
 struct Forced {
@@ -76,7 +80,7 @@ class Bench {
     prompt.resize(std::min<size_t>(prompt.size(), 200 + 50 * (static_cast<size_t>(round) % 5)));
     Forced forced;
     dsv3_request_options o = request_options();
-    o.max_tokens = 400;
+    o.max_tokens = options_.tokens;
     o.ignore_eos = 1;
     o.max_queued_events = 4096;
     o.speculation = speculate ? DSV3_SPECULATION_AUTO : DSV3_SPECULATION_OFF;
@@ -106,6 +110,7 @@ class Bench {
     for (const RequestHandle& request : running) {
       const dsv3_request_statistics s = finish(request.get()).statistics;
       sum.ns = std::max(sum.ns, static_cast<double>(s.decode_ns));
+      sum.mean += static_cast<double>(s.decode_ns) / static_cast<double>(requests);
       sum.tokens += s.generated_tokens - 1;
       sum.steps += s.decode_steps;
       sum.drafted += s.drafted_tokens;
@@ -115,7 +120,7 @@ class Bench {
   }
 
   void measure(const std::string& workload) {
-    std::vector<double> ratios, plain, with;
+    std::vector<double> ratios, means, plain, with;
     Sum all;
     run(workload, false, 0);
     run(workload, true, 0);
@@ -126,6 +131,7 @@ class Bench {
       const Sum& on = first ? a : b;
       const Sum& off = first ? b : a;
       ratios.push_back(on.rate() / off.rate());
+      means.push_back(on.mean_rate() / off.mean_rate());
       plain.push_back(off.rate());
       with.push_back(on.rate());
       all.tokens += on.tokens;
@@ -133,8 +139,8 @@ class Bench {
       all.drafted += on.drafted;
       all.accepted += on.accepted;
     }
-    std::printf("%-9s %8.0f %8.0f %7.3f %8.2f %9llu %9llu %6.1f %%\n", workload.c_str(),
-                median(plain), median(with), median(ratios),
+    std::printf("%-9s %8.0f %8.0f %7.3f %7.3f %8.2f %9llu %9llu %6.1f %%\n", workload.c_str(),
+                median(plain), median(with), median(ratios), median(means),
                 static_cast<double>(all.tokens) / static_cast<double>(all.steps),
                 static_cast<unsigned long long>(all.drafted),
                 static_cast<unsigned long long>(all.accepted),
@@ -157,6 +163,8 @@ int main(int argc, char** argv) {
     const std::string argument = argv[i];
     if (argument == "--rounds" && i + 1 < argc) {
       options.rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (argument == "--tokens" && i + 1 < argc) {
+      options.tokens = std::strtoull(argv[++i], nullptr, 10);
     } else if (argument == "--threads" && i + 1 < argc) {
       options.threads = std::atoi(argv[++i]);
     } else if (argument == "--drafters" && i + 1 < argc) {
@@ -169,16 +177,16 @@ int main(int argc, char** argv) {
   }
   if (options.file.empty()) {
     std::fprintf(stderr,
-                 "usage: bench_speculation FILE.dsv3 [--rounds N] [--threads N] [--drafters MASK] "
-                 "[WORKLOAD...]\n");
+                 "usage: bench_speculation FILE.dsv3 [--rounds N] [--tokens N] [--threads N] "
+                 "[--drafters MASK] [WORKLOAD...]\n");
     return 2;
   }
   if (options.workloads.empty()) {
     options.workloads = {"edit", "greedy", "sampled", "misled", "sixteen"};
   }
   Bench bench(options);
-  std::printf("%-9s %8s %8s %7s %8s %9s %9s %8s\n", "workload", "off t/s", "auto t/s", "ratio",
-              "tok/step", "drafted", "accepted", "right");
+  std::printf("%-9s %8s %8s %7s %7s %8s %9s %9s %8s\n", "workload", "off t/s", "auto t/s", "ratio",
+              "each", "tok/step", "drafted", "accepted", "right");
   for (const std::string& workload : options.workloads) bench.measure(workload);
   return 0;
 }

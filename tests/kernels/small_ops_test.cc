@@ -260,6 +260,39 @@ TEST_CASE("reduce_logits: maximum, the lowest index of equals, sum of exponentia
   }
 }
 
+TEST_CASE("weigh: exponentials of every token and their sums by blocks") {
+  Random random(45);
+  for (const int32_t vocab : {1, 7, 63, 64, 65, 333, 4096, 10007}) {
+    const auto n = static_cast<size_t>(vocab);
+    auto logits = random.vector(n, 20);
+    logits[n / 2] = 30;
+    if (n > 1) logits[n - 1] = -kInfinity;
+    for (const float scale : {1.0F, 0.01F, 1.7F, 1e30F}) {
+      for (const std::string& set : k::kernel_sets()) {
+        auto d = device(set, 1);
+        std::vector<float> weights(n + 1, -7);
+        std::vector<double> sums((n + 63) / 64 + 1, -7);
+        d->weigh(logits, 30, scale, weights.data(), sums.data());
+        double sum = 0;
+        for (size_t i = 0; i < n; ++i) {
+          const double exponent =
+              (static_cast<double>(logits[i]) - 30) * static_cast<double>(scale);
+          const double expected = exponent < -87 ? 0 : std::exp(exponent);
+          // An exponent's own rounding is up to 87 * 2^-24.
+          REQUIRE_MESSAGE(std::abs(static_cast<double>(weights[i]) - expected) <= 1.2e-5 * expected,
+                          set, " token ", i, " of ", vocab, " scale ", scale);
+          sum = (i % 64 == 0 ? 0 : sum) + static_cast<double>(weights[i]);
+          if (i % 64 == 63 || i + 1 == n) {
+            REQUIRE_MESSAGE(std::abs(sums[i / 64] - sum) <= 1e-6 * sum, set, " block ", i / 64);
+          }
+        }
+        CHECK(weights[n] == -7);
+        CHECK(sums.back() == -7);
+      }
+    }
+  }
+}
+
 TEST_CASE("devices: names, memory, an unknown set is refused with the known ones") {
   const auto sets = k::kernel_sets();
   REQUIRE(sets.size() >= 2);

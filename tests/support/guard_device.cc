@@ -104,6 +104,10 @@ class GuardDevice : public Device {
     const Opened opened(*this);
     inner_->reduce_logits(logits, stride, rows, vocab, stats);
   }
+  void weigh(std::span<const float> logits, float max, float scale, float* weights,
+             double* sums) override {
+    inner_->weigh(logits, max, scale, weights, sums);
+  }
 
  private:
   // All memory readable and writable while one of these lives.

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 
 #include "runtime/engine/random.h"
 #include "runtime/engine/sampler.h"
@@ -14,6 +16,23 @@ using namespace dsv3;  // NOLINT
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
+
+kernels::Device* device() {
+  static const std::unique_ptr<kernels::Device> device = [] {
+    kernels::DeviceOptions options;
+    options.threads = 1;
+    return std::move(*kernels::make_device(options));
+  }();
+  return device.get();
+}
+
+// What the head says of a row.
+kernels::RowStats row_of(const std::vector<float>& logits) {
+  kernels::RowStats row;
+  const auto vocab = static_cast<int32_t>(logits.size());
+  device()->reduce_logits(kernels::Dev<const float>(logits.data()), vocab, 1, vocab, &row);
+  return row;
+}
 
 std::vector<float> random_logits(size_t vocab, uint32_t seed, float scale = 2) {
   std::mt19937 engine(seed);
@@ -86,7 +105,7 @@ std::vector<double> reference(const SamplingOptions& o, const std::vector<int32_
 int32_t sample(Sampler* sampler, const SamplingOptions& o, const std::vector<int32_t>& tokens,
                std::vector<float> logits) {
   SampledToken out;
-  const Status status = sampler->sample(o, tokens, logits, {}, &out);
+  const Status status = sampler->sample(o, tokens, logits, row_of(logits), {}, &out);
   REQUIRE(status.ok());
   return out.id;
 }
@@ -96,7 +115,7 @@ int32_t sample(Sampler* sampler, const SamplingOptions& o, const std::vector<int
 void check_distribution(const SamplingOptions& base, const std::vector<float>& logits,
                         const std::vector<int32_t>& tokens = {3, 5, 3, 7}) {
   constexpr int kDraws = 20000;
-  Sampler sampler(static_cast<int64_t>(logits.size()));
+  Sampler sampler(device(), static_cast<int64_t>(logits.size()));
   const std::vector<double> p = reference(base, tokens, logits);
   std::vector<int> counts(logits.size());
   SamplingOptions o = base;
@@ -164,7 +183,7 @@ TEST_CASE("uniform numbers depend on seed and position alone") {
 }
 
 TEST_CASE("greedy takes the best, the lower id among equals") {
-  Sampler sampler(5);
+  Sampler sampler(device(), 5);
   CHECK(sample(&sampler, {}, {}, {1, 3, 2, 3, 0}) == 1);
   CHECK(sample(&sampler, {}, {}, {-1, -1, -1, -1, -1}) == 0);
   SamplingOptions o;
@@ -175,7 +194,7 @@ TEST_CASE("greedy takes the best, the lower id among equals") {
 }
 
 TEST_CASE("ties at the edge of top_k and top_p keep the lower ids") {
-  Sampler sampler(6);
+  Sampler sampler(device(), 6);
   const std::vector<float> logits = {1, 2, 2, 2, 2, 0};
   SamplingOptions o;
   o.temperature = 1;
@@ -192,7 +211,6 @@ TEST_CASE("ties at the edge of top_k and top_p keep the lower ids") {
 }
 
 TEST_CASE("every filter and their combinations draw the reference's distribution") {
-  const std::vector<float> logits = random_logits(60, 1);
   SamplingOptions o;
   o.temperature = 1;
   SUBCASE("temperature 1") {}
@@ -240,7 +258,68 @@ TEST_CASE("every filter and their combinations draw the reference's distribution
     o.presence_penalty = 0.2F;
     o.logit_bias = {{8, 1}, {12, -kInf}};
   }
-  check_distribution(o, logits);
+  check_distribution(o, random_logits(60, 1));
+  check_distribution(o,
+                     random_logits(300, 1));  // several of weigh()'s blocks, the last a short one
+}
+
+TEST_CASE("a token far from the others is found in whatever block it stands") {
+  Sampler sampler(device(), 1000);
+  for (size_t at = 0; at < 1000; at += 37) {
+    std::vector<float> logits = random_logits(1000, 5);
+    logits[at] = 40;
+    SamplingOptions o;
+    o.temperature = 0.5F;
+    for (const int filter : {0, 1, 2, 3}) {
+      o.top_k = filter == 1 ? 5 : 0;
+      o.top_p = filter == 2 ? 0.9F : 1.0F;
+      o.min_p = filter == 3 ? 0.05F : 0.0F;
+      CHECK(sample(&sampler, o, {}, logits) == static_cast<int32_t>(at));
+    }
+  }
+}
+
+TEST_CASE("filters keep a token that stands alone among impossible ones") {
+  Sampler sampler(device(), 500);
+  std::vector<float> logits(500, -1000);
+  logits[20] = 0;
+  logits[499] = -1;  // e^-1 of the best one's weight
+  SamplingOptions o;
+  o.temperature = 1;
+  SUBCASE("min_p") { o.min_p = 0.35F; }
+  SUBCASE("top_p") { o.top_p = 0.8F; }
+  SUBCASE("top_k") { o.top_k = 2; }
+  int last = 0;
+  for (uint64_t i = 0; i < 1000; ++i) {
+    o.seed = i;
+    const int32_t token = sample(&sampler, o, {}, logits);
+    CHECK((token == 20 || token == 499));
+    last += token == 499 ? 1 : 0;
+  }
+  CHECK(last > 200);
+  CHECK(last < 340);
+}
+
+TEST_CASE("temperatures near zero take the best, very high ones draw evenly") {
+  Sampler sampler(device(), 200);
+  std::vector<float> logits = random_logits(200, 6);
+  const auto best =
+      static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  SamplingOptions o;
+  for (const float temperature : {1e-45F, 1e-38F, 1e-20F, 1e-6F}) {
+    o.temperature = temperature;
+    CHECK(sample(&sampler, o, {}, logits) == best);
+    o.top_p = 0.5F;
+    CHECK(sample(&sampler, o, {}, logits) == best);
+    o.top_p = 1;
+  }
+  o.temperature = 1e30F;
+  std::vector<bool> seen(200);
+  for (uint64_t i = 0; i < 4000; ++i) {
+    o.seed = i;
+    seen[static_cast<size_t>(sample(&sampler, o, {}, logits))] = true;
+  }
+  CHECK(std::count(seen.begin(), seen.end(), true) == 200);
 }
 
 TEST_CASE("one position of many, and the draws of positions are independent") {
@@ -250,7 +329,7 @@ TEST_CASE("one position of many, and the draws of positions are independent") {
   o.temperature = 1;
   o.seed = 99;
   o.penalty_window = 0;
-  Sampler sampler(8);
+  Sampler sampler(device(), 8);
   const std::vector<double> p = reference(o, {}, logits);
   std::vector<int32_t> tokens;
   std::vector<double> pairs(64);
@@ -272,7 +351,7 @@ TEST_CASE("one position of many, and the draws of positions are independent") {
 
 TEST_CASE("log-probabilities are of the unmodified logits") {
   const std::vector<float> original = random_logits(100, 3, 10);
-  Sampler sampler(100);
+  Sampler sampler(device(), 100);
   SamplingOptions o;
   o.logprobs = 64;
   o.temperature = 0.7F;
@@ -281,7 +360,7 @@ TEST_CASE("log-probabilities are of the unmodified logits") {
   std::vector<float> logits = original;
   SampledToken out;
   const std::vector<int32_t> tokens = {1, 2, 3};
-  REQUIRE(sampler.sample(o, tokens, logits, {}, &out).ok());
+  REQUIRE(sampler.sample(o, tokens, logits, row_of(logits), {}, &out).ok());
   long double sum = 0;
   for (const float x : original) sum += std::exp(static_cast<long double>(x));
   const auto logprob = [&](int32_t t) {
@@ -303,28 +382,28 @@ TEST_CASE("log-probabilities are of the unmodified logits") {
   // None asked for: NaN, not a number that looks like one.
   o.logprobs = -1;
   logits = original;
-  REQUIRE(sampler.sample(o, tokens, logits, {}, &out).ok());
+  REQUIRE(sampler.sample(o, tokens, logits, row_of(logits), {}, &out).ok());
   CHECK(std::isnan(out.logprob));
   CHECK(out.top.empty());
   // More than the vocabulary has, and very large logits.
-  Sampler small(3);
+  Sampler small(device(), 3);
   o = {};
   o.logprobs = 10;
   std::vector<float> large = {3e38F, 3e38F, -3e38F};
-  REQUIRE(small.sample(o, {}, large, {}, &out).ok());
+  REQUIRE(small.sample(o, {}, large, row_of(large), {}, &out).ok());
   CHECK(out.top.size() == 3);
   CHECK(out.top[0].id == 0);
   CHECK(out.logprob == doctest::Approx(-std::log(2.0)));
 }
 
 TEST_CASE("NaN and infinity are errors, also when a hook makes them") {
-  Sampler sampler(4);
+  Sampler sampler(device(), 4);
   SampledToken out;
   for (const float bad : {std::nanf(""), kInf, -kInf}) {
     for (size_t at = 0; at < 4; ++at) {
       std::vector<float> logits = {1, 2, 3, 4};
       logits[at] = bad;
-      const Status status = sampler.sample({}, {}, logits, {}, &out);
+      const Status status = sampler.sample({}, {}, logits, row_of(logits), {}, &out);
       CHECK(status.code() == Code::kNumeric);
       CHECK(status.message().find("token " + std::to_string(at)) != std::string::npos);
     }
@@ -335,7 +414,7 @@ TEST_CASE("NaN and infinity are errors, also when a hook makes them") {
     l[2] = std::nanf("");
     return {};
   };
-  Status status = sampler.sample({}, {}, logits, hook, &out);
+  Status status = sampler.sample({}, {}, logits, row_of(logits), hook, &out);
   CHECK(status.code() == Code::kNumeric);
   CHECK(status.field() == "logits_hook");
   hook.fn = [](void*, std::span<float> l, std::span<const int32_t>) -> Status {
@@ -343,7 +422,7 @@ TEST_CASE("NaN and infinity are errors, also when a hook makes them") {
     return {};
   };
   logits = {1, 2, 3, 4};
-  status = sampler.sample({}, {}, logits, hook, &out);
+  status = sampler.sample({}, {}, logits, row_of(logits), hook, &out);
   CHECK(status.code() == Code::kInvalidArgument);
   CHECK(status.field() == "logits_hook");
   // A mask that leaves one token, with every filter on: that one.
@@ -357,7 +436,7 @@ TEST_CASE("NaN and infinity are errors, also when a hook makes them") {
   o.top_p = 0.5F;
   o.min_p = 0.1F;
   logits = {1, 2, 3, 4};
-  REQUIRE(sampler.sample(o, {}, logits, hook, &out).ok());
+  REQUIRE(sampler.sample(o, {}, logits, row_of(logits), hook, &out).ok());
   CHECK(out.id == 1);
 }
 

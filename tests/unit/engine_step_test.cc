@@ -40,11 +40,13 @@ class Drafter final : public Task {
     ++steps_;
     drafted_ += static_cast<size_t>(run.end - run.draft_begin);
     for (int64_t at = run.draft_begin - 1; at < run.end; ++at) {
+      kernels::RowStats row;
+      DSV3_TRY(run.row(at, &row));
       std::span<float> logits;
       DSV3_TRY(run.logits(at, &logits));
       rows_.emplace_back(logits.begin(), logits.end());
       SampledToken sampled;
-      DSV3_TRY(run.sampler->sample({}, tokens, logits, {}, &sampled));
+      DSV3_TRY(run.sampler->sample({}, tokens, logits, row, {}, &sampled));
       {
         const std::lock_guard lock(session().engine()->mutex());
         session().state().tokens.push_back(sampled.id);
