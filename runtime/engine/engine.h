@@ -154,7 +154,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void session_made(Session* session);           // under the mutex
   void session_gone(Session* session) noexcept;  // under the mutex
   // Its latents came from elsewhere: others may find them. Under the mutex.
-  void session_loaded(Session* session) noexcept { cache_->keep(session); }
+  void session_loaded(Session* session) noexcept {
+    cache_->keep(session);
+    cache_->touch(session);
+  }
+  // As much as by a request: it is not the first to lose its pages. Under the mutex.
+  void session_used(Session* session) noexcept { cache_->touch(session); }
   const Status& out_of_memory() const { return out_of_memory_; }
   void log(LogLevel level, const char* message) const noexcept;
 
