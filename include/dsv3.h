@@ -331,9 +331,9 @@ typedef struct dsv3_context_statistics {
   uint32_t reserved;
   /* Since the context was made: */
   uint64_t steps;           /* of the engine */
-  uint64_t steps_abandoned; /* of these, ended midway: cancelled, or for a better priority */
-  /* Tokens computed in them, repeated and rejected ones included; those of a step that made way for a
-   * better priority and went on later once. */
+  uint64_t steps_abandoned; /* of these, ended midway: cancelled, or to make way for others */
+  /* Tokens computed in them, repeated and rejected ones included; those of a step that made way for
+   * others and went on later once. */
   uint64_t rows;
   uint64_t step_ns;           /* time inside them */
   uint64_t requests_finished; /* for whatever reason; the next five are their sums */

@@ -32,6 +32,17 @@ inline Status invalid(const char* field, std::string message) {
   return Status(Code::kInvalidArgument, std::move(message), field);
 }
 
+// Calls one. An exception is its error, not ours.
+template <class Call>
+Status call_function(Call call, const char* name) {
+  const CallbackScope scope;
+  try {
+    return from_function(call(), name);
+  } catch (...) {
+    return invalid(name, std::string(name) + " threw an exception");
+  }
+}
+
 // Runs the body of an API function: a callable that returns Status.
 template <class Body>
 dsv3_status guarded(dsv3_error** error, Body body) noexcept {

@@ -200,8 +200,7 @@ dsv3_status dsv3_session_save(const dsv3_session* session, const dsv3_session_io
     DSV3_TRY(read_session_io(io, /*saving=*/true, &value, &options));
     if (value.path != nullptr) return save_session_file(*session->session, value.path, options);
     const WriteBytes write = [&](const void* bytes, size_t size) -> Status {
-      const CallbackScope scope;
-      return from_function(value.write(value.user, bytes, size), "write");
+      return call_function([&] { return value.write(value.user, bytes, size); }, "write");
     };
     return save_session(*session->session, write, options);
   });
@@ -220,8 +219,7 @@ dsv3_status dsv3_session_load(dsv3_context* context, const dsv3_session_io* io, 
       DSV3_ASSIGN(handle->session, load_session_file(context->engine, value.path, options));
     } else {
       const ReadBytes read = [&](void* bytes, size_t size) -> Status {
-        const CallbackScope scope;
-        return from_function(value.read(value.user, bytes, size), "read");
+        return call_function([&] { return value.read(value.user, bytes, size); }, "read");
       };
       DSV3_ASSIGN(handle->session,
                   load_session(context->engine, "the saved session", read, options));

@@ -106,12 +106,7 @@ dsv3_status dsv3_context_trace_start_writer(dsv3_context* context, dsv3_write_fn
     if (write == nullptr) return invalid("write", "write is NULL");
     return context->engine->start_trace(
         [write, user](const void* bytes, size_t size) -> Status {
-          const CallbackScope scope;
-          try {
-            return from_function(write(user, bytes, size), "write");
-          } catch (...) {
-            return invalid("write", "write threw an exception");
-          }
+          return call_function([&] { return write(user, bytes, size); }, "write");
         },
         max_bytes);
   });

@@ -165,6 +165,7 @@ Status read_snapshot(const LatentIdentity& identity, const std::string& name, ui
     return corrupt(name, "the checksum of its tokens differs");
   }
   content->computed = usable ? h.computed : 0;
+  content->tokens_only = !usable;
   content->reasoning = (h.flags & kFlagReasoning) != 0;
   return {};
 }

@@ -35,6 +35,7 @@ struct SnapshotContent {
   std::vector<int32_t> tokens;
   uint64_t computed = 0;  // tokens at the beginning whose latents follow
   bool reasoning = false;
+  bool tokens_only = false;  // read_snapshot() left out latents of another kernel set or layout
 };
 
 // Writes `size` bytes, all of them.
@@ -52,12 +53,13 @@ Status write_snapshot(
 
 // The first half of reading: header and tokens. `identity` is what the reader has; max_tokens
 // bounds the tokens (and so the memory). With `tokens_only`, latents of another kernel set or
-// layout are no error: content->computed is 0 then, and no pages are to be read. Errors are
-// kCorrupt (damaged) or kUnsupported (whole, but of another model, kernel set, layout or version),
-// and name `name`.
+// layout are no error: content->computed is 0 and content->tokens_only set then, and nothing more
+// is to be read. Errors are kCorrupt (damaged) or kUnsupported (whole, but of another model, kernel
+// set, layout or version), and name `name`.
 Status read_snapshot(const LatentIdentity& identity, const std::string& name, uint64_t max_tokens,
                      bool tokens_only, const ReadBytes& read, SnapshotContent* content);
-// The second half: every page into `page` [page_bytes], checked, and then `store`d; the trailer.
+// The second half: every page into `page` [page_bytes], checked, and then `store`d; the trailer
+// (also where there are no pages).
 Status read_snapshot_pages(const LatentIdentity& identity, const std::string& name,
                            const SnapshotContent& content, const ReadBytes& read,
                            std::span<std::byte> page,

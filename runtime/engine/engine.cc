@@ -197,6 +197,10 @@ void Engine::shutdown() noexcept {
   }
   if (!may_wait || !thread_) return;
   thread_->join();
+  finish_trace();
+}
+
+void Engine::finish_trace() noexcept {
   if (trace_ == nullptr) return;
   try {
     const Status status = std::exchange(trace_, nullptr)->finish();
@@ -336,6 +340,7 @@ Status Engine::between_steps(const std::function<Status(kernels::Device*)>& work
   Errand errand;
   errand.work = &work;
   errand.next = std::exchange(errands_, &errand);
+  errand_waits_.store(true, std::memory_order_relaxed);
   wake_ = true;
   work_.notify_one();
   errand_done_.wait(lock, [&] { return errand.done; });

@@ -154,7 +154,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void session_made(Session* session);           // under the mutex
   void session_gone(Session* session) noexcept;  // under the mutex
   // Its latents came from elsewhere: others may find them. Under the mutex.
-  void session_loaded(Session* session) noexcept { cache_->keep(session); }
+  void session_loaded(Session* session) noexcept {
+    cache_->keep(session);
+    cache_->touch(session);
+  }
+  // As much as by a request: it is not the first to lose its pages. Under the mutex.
+  void session_used(Session* session) noexcept { cache_->touch(session); }
   const Status& out_of_memory() const { return out_of_memory_; }
   void log(LogLevel level, const char* message) const noexcept;
 
@@ -194,6 +199,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool should_give_way(int64_t now);
   void count_step(const StepPlan& plan, bool abandoned);
   void log_trace_error() noexcept;
+  void finish_trace() noexcept;  // when nobody uses it any more
 
   const std::shared_ptr<const Model> model_;
   const EngineOptions options_;
@@ -241,6 +247,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // The best class of a task that came since the last plan; read between layers.
   std::atomic<int32_t> newcomer_{kNobody};
   static constexpr int32_t kNobody = 1 << 30;
+  std::atomic<bool> errand_waits_{false};  // read between layers
   std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
   std::unique_ptr<StepLogits> step_logits_;

@@ -19,6 +19,7 @@ void InterruptedStep::keep(std::span<const PlanRows> parts, std::span<const int3
     parts_.push_back({p.task->order, p.task->preemptions, p.begin, p.end, p.draft_begin});
   }
   layer_ = layer;
+  width_ = static_cast<size_t>(hidden_size);
   forward->copy_residual(static_cast<int32_t>(tokens.size()), residual_.data());
 }
 
@@ -33,6 +34,14 @@ bool InterruptedStep::stands(const Part& part, const Task& task) {
   return task.preemptions == part.preemptions && s.computed == part.begin &&
          length == part.draft_begin &&
          part.end <= length + static_cast<int64_t>(task.draft().size());
+}
+
+void InterruptedStep::move_rows(size_t from, size_t to, size_t count) noexcept {
+  if (from == to) return;
+  std::copy_n(tokens_.begin() + static_cast<std::ptrdiff_t>(from), count,
+              tokens_.begin() + static_cast<std::ptrdiff_t>(to));
+  std::copy_n(residual_.begin() + static_cast<std::ptrdiff_t>(from * width_), count * width_,
+              residual_.begin() + static_cast<std::ptrdiff_t>(to * width_));
 }
 
 void InterruptedStep::go_on(Step* step) const {

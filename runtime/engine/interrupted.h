@@ -1,7 +1,8 @@
 // Steps that gave way to a better class between two layers, and go on at that layer later: what
 // their rows had become is kept, and their latents of the layers before stay in the tasks' pages.
 // So nothing is computed twice, and however many better requests come, every interruption leaves a
-// step at least a layer further.
+// step at least a layer further. A step that stopped because one of its requests was cancelled goes
+// on in the same way without it: whoever cancels often does not keep others from getting on.
 //
 // Used by the engine's thread.
 #pragma once
@@ -41,8 +42,8 @@ class InterruptedStep {
   // Whether a task with this order has rows in it.
   bool holds(uint64_t order) const;
 
-  // Under the engine's mutex: the step's parts if all of its tasks are still where they were and
-  // can run (find(order): the task, or null). Otherwise it is forgotten.
+  // Under the engine's mutex: the step's parts whose tasks are still where they were and can run
+  // (find(order): the task, or null). The others' rows are forgotten. False: nothing is left.
   template <class Find>
   bool resume(Find find, std::vector<PlanRows>* out);
   // Where the same rows go on; the first layer for other ones.
@@ -55,30 +56,38 @@ class InterruptedStep {
     int64_t begin = 0, end = 0, draft_begin = 0;
   };
   static bool stands(const Part& part, const Task& task);
+  void move_rows(size_t from, size_t to, size_t count) noexcept;
 
   std::vector<Part> parts_;
   std::vector<int32_t> tokens_;  // [rows]
-  std::vector<float> residual_;  // [rows, hidden_size]
+  std::vector<float> residual_;  // [rows, width_]
+  size_t width_ = 0;             // hidden_size
   int64_t layer_ = 0;
 };
 
 template <class Find>
 bool InterruptedStep::resume(Find find, std::vector<PlanRows>* out) {
-  for (const Part& part : parts_) {
+  size_t parts = 0, rows = 0, row = 0;  // that stay; where the part's rows lie
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const Part part = parts_[i];
+    const auto count = static_cast<size_t>(part.end - part.begin);
     const std::shared_ptr<Task>* task = find(part.order);
-    if (task == nullptr || !stands(part, **task)) {
-      out->clear();
-      clear();
-      return false;
+    if (task != nullptr && stands(part, **task)) {
+      move_rows(row, rows, count);
+      rows += count;
+      parts_[parts++] = part;
+      PlanRows plan;
+      plan.task = *task;
+      plan.begin = part.begin;
+      plan.end = part.end;
+      plan.draft_begin = part.draft_begin;
+      out->push_back(std::move(plan));
     }
-    PlanRows rows;
-    rows.task = *task;
-    rows.begin = part.begin;
-    rows.end = part.end;
-    rows.draft_begin = part.draft_begin;
-    out->push_back(std::move(rows));
+    row += count;
   }
-  return !out->empty();
+  parts_.resize(parts);
+  tokens_.resize(rows);
+  return parts > 0;
 }
 
 }  // namespace dsv3

@@ -24,28 +24,41 @@ void Engine::thread_main(void* self) {
   auto* engine = static_cast<Engine*>(self);
   mark_engine_thread();
   engine->loop();
+  bool detached = false;
+  {
+    const std::lock_guard lock(engine->mutex_);
+    detached = engine->detach_;
+  }
+  if (detached) engine->finish_trace();  // who freed the context could not wait to do it
   std::shared_ptr<Engine> last;
   {
     const std::lock_guard lock(engine->mutex_);
     last.swap(engine->self_);
-    if (engine->detach_) engine->thread_->detach();
+    if (detached) engine->thread_->detach();
   }
 }
 
 void Engine::loop() {
   StoppedTasks stopped;  // nothing here may fail: only steps can run out of memory
+  // Errands come before a step, and a step before further errands: however many threads save
+  // sessions, requests get on.
+  bool errands_done = false;
   for (;;) {
+    bool errands = false;
     {
       std::unique_lock lock(mutex_);
       wake_ = false;
       collect_stopped(&stopped);
-      if (stopped.count == 0 && errands_ == nullptr) {
-        if (stop_.load(std::memory_order_relaxed)) return;
+      const bool stop = stop_.load(std::memory_order_relaxed);
+      errands = errands_ != nullptr && (stop || !errands_done);
+      errands_done = errands;
+      if (stopped.count == 0 && !errands) {
+        if (stop) return;
         admit();
         newcomer_.store(kNobody, std::memory_order_relaxed);
         scheduler_->plan(tasks_, monotonic_ns(), &plan_);
         if (plan_.parts.empty()) {
-          wait_for_work(&lock);
+          if (errands_ == nullptr) wait_for_work(&lock);
           continue;
         }
       }
@@ -54,7 +67,7 @@ void Engine::loop() {
       end_task(std::move(stopped.tasks[i]), {stopped.reasons[i], Status()});
     }
     stopped.count = 0;
-    run_errands();
+    if (errands) run_errands();
     if (!plan_.parts.empty()) run_plan(&plan_);
     plan_.clear();  // may drop the last reference of a session: not under the mutex
   }
@@ -66,6 +79,7 @@ void Engine::run_errands() {
   {
     const std::lock_guard lock(mutex_);
     errand = std::exchange(errands_, nullptr);
+    errand_waits_.store(false, std::memory_order_relaxed);
   }
   while (errand != nullptr) {
     Status status = cancelled_;
@@ -115,14 +129,18 @@ void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
 }
 
 // A better class came while the step runs and would have to wait for longer than a moment. The step
-// goes on at this layer later, and then computes one before it can be interrupted again.
+// goes on at this layer later, and then computes one before it can be interrupted again. A session
+// that is saved or loaded, and a prefix that is read from the disk, take an errand for every few
+// pages: they wait for steps of interactive requests, but not for whole ones of other work.
 bool Engine::should_give_way(int64_t now) {
   const int32_t done = layers_begun_++;
   if (done == 0 && first_layer_ > 0) return false;
   if (running_->one_layer) return gave_way_ = true;
-  if (newcomer_.load(std::memory_order_relaxed) >= static_cast<int32_t>(running_->best)) {
-    return false;
-  }
+  const bool newcomer =
+      newcomer_.load(std::memory_order_relaxed) < static_cast<int32_t>(running_->best);
+  const bool errand = errand_waits_.load(std::memory_order_relaxed) && done > 0 &&
+                      running_->best != Priority::kInteractive;
+  if (!newcomer && !errand) return false;
   const int64_t left = model_->config().num_hidden_layers - first_layer_ - done;
   gave_way_ = done == 0 || (now - step_begin_ns_) / done * left > kGiveWayNs;
   return gave_way_;
@@ -269,9 +287,9 @@ void Engine::run_step(StepPlan* plan) {
   const Status status = forward_->run(step);
   count_step(*plan, status.code() == Code::kCancelled);
   if (status.code() == Code::kCancelled) {
-    // The loop finds out whose; others are planned again.
+    // The loop finds out whose; others go on at this layer without it.
     const int64_t layer = forward_->stopped_before();
-    if (gave_way_ && layer > 0) {
+    if ((gave_way_ || plan->parts.size() > 1) && layer > 0) {
       scheduler_->interrupted(plan->best)
           .keep(plan->parts, step_tokens_, layer, model_->config().hidden_size, forward_.get());
     }
@@ -324,6 +342,8 @@ void Engine::run_alone(StepPlan* plan) {
   for (PlanRows& part : plan->parts) {
     StepPlan single;
     single.parts.push_back(part);
+    single.rows = part.rows();
+    single.best = plan->best;
     part.task.reset();  // the single plan answers for it now
     run_plan(&single);
   }

@@ -33,6 +33,7 @@ int32_t Scheduler::room_for(const Task& task, const StepPlan& plan) const {
   if (plan.parts.size() >= static_cast<size_t>(limits_.tasks)) return 0;
   const int32_t room = limits_.rows - plan.rows;
   if (task.priority() == best_) return room;
+  if (last_turn_ && task.priority() != worst_) return 0;
   const InterruptedStep& step = interrupted_[static_cast<size_t>(task.priority())];
   if (step.holds(task.order)) return 0;
   return std::min(room, beside_room_);
@@ -47,6 +48,7 @@ void Scheduler::add(const Candidate& candidate, int64_t rows, StepPlan* out) {
   part.end = s.computed + rows;
   part.draft_begin = static_cast<int64_t>(s.tokens.size());
   task->last_served = clock_;
+  if (task->priority() == worst_) unserved_ = 0;
   out->rows += part.rows();
   if (task->priority() != best_) beside_room_ -= part.rows();
   out->parts.push_back(std::move(part));
@@ -82,6 +84,7 @@ bool Scheduler::resume(Priority which, StepPlan* out) {
     part.task->last_served = clock_;
     out->rows += part.rows();
   }
+  if (which == worst_) unserved_ = 0;
   out->resumed = &step;
   out->best = which;
   out->one_layer = which != best_;
@@ -97,8 +100,15 @@ void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_n
   steps_ = best == best_ ? steps_ + 1 : 1;
   best_ = out->best = best;
   beside_room_ = steps_ % kBesideSteps == 0 ? kBesideRows : 0;
+  worst_ = (*order_.back().task)->priority();
+  last_turn_ = worst_ != best && ++unserved_ >= kLastSteps;
+  if (last_turn_) {
+    unserved_ = 0;
+    beside_room_ = kBesideRows;
+  }
   if (best == Priority::kInteractive) interactive_ns_ = now_ns;
   if (resume(best, out)) return;
+  if (last_turn_ && resume(worst_, out)) return;
   if (steps_ % kLayerSteps == 0) {
     for (const Priority worse : {Priority::kBackground, Priority::kIdle}) {
       if (worse > best && resume(worse, out)) return;

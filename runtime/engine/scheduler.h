@@ -45,12 +45,15 @@ struct SchedulerLimits {
 // steps are short (kShortRows rows) for kShortNs after an interactive request was there, and are
 // interrupted between layers when one comes (Engine::should_give_way). An interrupted step goes on
 // before anything else of its class; rows beside others would make its work worthless, so instead
-// of those it has a layer after every kLayerSteps steps of better classes.
+// of those it has a layer after every kLayerSteps steps of better classes. Of several classes that
+// stay out the better one comes first; the worst has such a turn to itself when it got nothing for
+// kLastSteps steps.
 class Scheduler {
  public:
   static constexpr int32_t kBesideRows = 2;
   static constexpr uint64_t kBesideSteps = 4;
   static constexpr uint64_t kLayerSteps = 16;
+  static constexpr uint64_t kLastSteps = 64;
   static constexpr int32_t kShortRows = 64;
   static constexpr int32_t kRowsBesideDecoding = 64;
   static constexpr int64_t kShortNs = 1'000'000'000;
@@ -79,10 +82,13 @@ class Scheduler {
   uint64_t clock_ = 0;
   std::array<InterruptedStep, 3> interrupted_;  // by class
   std::vector<Candidate> order_;
-  Priority best_ = Priority::kInteractive;  // class of the first candidate
-  int32_t beside_room_ = 0;                 // rows that worse classes may still have in this step
-  uint64_t steps_ = 0;                      // of this class in a row
-  int64_t interactive_ns_ = INT64_MIN / 2;  // when an interactive request was last there
+  Priority best_ = Priority::kInteractive;   // class of the first candidate
+  int32_t beside_room_ = 0;                  // rows that worse classes may still have in this step
+  uint64_t steps_ = 0;                       // of this class in a row
+  Priority worst_ = Priority::kInteractive;  // class of the last candidate
+  uint64_t unserved_ = 0;                    // steps in which it got nothing
+  bool last_turn_ = false;                   // this step's beside rows are for it alone
+  int64_t interactive_ns_ = INT64_MIN / 2;   // when an interactive request was last there
 };
 
 }  // namespace dsv3

@@ -77,6 +77,7 @@ Result<std::shared_ptr<Session>> Session::fork() const {
   copy->state_.computed = state_.computed;
   copy->set_reasoning(reasoning());
   copy->publish();
+  engine_->session_used(copy.get());
   return copy;
 }
 

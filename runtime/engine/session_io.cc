@@ -84,7 +84,8 @@ Status save_session_file(const Session& session, const std::string& path,
 
 Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& engine,
                                               const std::string& name, const ReadBytes& read,
-                                              const SessionIoOptions& options) {
+                                              const SessionIoOptions& options,
+                                              const std::function<Status()>& at_end) {
   DSV3_TRY(engine->check_process());
   const LatentIdentity identity = engine->latent_identity();
   const auto longest = static_cast<uint64_t>(engine->model().config().max_position_embeddings);
@@ -98,7 +99,7 @@ Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& eng
   DSV3_ASSIGN(std::shared_ptr<Session> session, engine->create_session());
   const Session::Pin pin(session.get());
 
-  if (content.computed > 0) {
+  if (!content.tokens_only) {
     const uint64_t pages = snapshot_pages(identity, content);
     std::vector<std::byte> page(static_cast<size_t>(identity.page_bytes));
     const auto store = [&](uint64_t index) -> Status {
@@ -113,6 +114,7 @@ Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& eng
       return {};
     };
     DSV3_TRY(read_snapshot_pages(identity, name, content, read, page, store));
+    if (at_end) DSV3_TRY(at_end());
   }
 
   const std::lock_guard lock(engine->mutex());
@@ -141,12 +143,12 @@ Result<std::shared_ptr<Session>> load_session_file(const std::shared_ptr<Engine>
     offset += size;
     return {};
   };
-  DSV3_ASSIGN(std::shared_ptr<Session> session, load_session(engine, path, read, options));
-  if (offset != file.size()) {
+  const auto at_end = [&]() -> Status {
+    if (offset == file.size()) return {};
     return make_error(Code::kCorrupt, "%s: has %llu bytes after its end", path.c_str(),
                       static_cast<unsigned long long>(file.size() - offset));
-  }
-  return session;
+  };
+  return load_session(engine, path, read, options, at_end);
 }
 
 }  // namespace dsv3

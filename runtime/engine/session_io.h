@@ -30,10 +30,12 @@ Status save_session(const Session& session, const WriteBytes& write,
 Status save_session_file(const Session& session, const std::string& path,
                          const SessionIoOptions& options);
 
-// `name` is what errors call the source.
+// `name` is what errors call the source. `at_end` (may be empty) is asked when everything was read,
+// before anyone can find what was loaded.
 Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& engine,
                                               const std::string& name, const ReadBytes& read,
-                                              const SessionIoOptions& options);
+                                              const SessionIoOptions& options,
+                                              const std::function<Status()>& at_end = {});
 Result<std::shared_ptr<Session>> load_session_file(const std::shared_ptr<Engine>& engine,
                                                    const std::string& path,
                                                    const SessionIoOptions& options);

@@ -74,6 +74,76 @@ TEST_CASE("background work gets on however many interactive requests come") {
   CHECK(outcome.logprobs == expected.logprobs);
 }
 
+TEST_CASE("who cancels often does not keep others from getting on") {
+  const ContextHandle context = make_context(shared().model.get(), {.prefix_cache = 0});
+  dsv3_request_options options = request_options();
+  options.max_tokens = 2;
+  options.ignore_eos = 1;
+  options.logprobs = 2;
+  options.speculation = DSV3_SPECULATION_OFF;
+  const Outcome expected = generate(session_with(1900).get(), options);
+  const SessionHandle patient = session_with(1900, context.get());
+  const RequestHandle request = start(patient.get(), options);
+  std::atomic<bool> done{false};
+  Outcome outcome;
+  std::thread consumer([&] {
+    outcome = finish(request.get());
+    done = true;
+  });
+  // Of the same class, in the same steps, and gone in the middle of them.
+  const SessionHandle hasty = session_with(4, context.get());
+  options.max_tokens = 100;
+  uint64_t asked = 0, theirs = 0;
+  for (; !done && asked < 3000; ++asked) {
+    REQUIRE(dsv3_session_truncate(hasty.get(), 4, nullptr) == DSV3_OK);
+    const RequestHandle one = start(hasty.get(), options);
+    std::this_thread::sleep_for(std::chrono::milliseconds(4));
+    dsv3_request_cancel(one.get());
+    theirs += 4 + finish(one.get()).tokens.size();
+  }
+  const bool in_time = asked < 3000;
+  dsv3_request_cancel(request.get());
+  consumer.join();
+  CHECK(in_time);
+  dsv3_context_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_context_get_statistics(context.get(), &s, nullptr) == DSV3_OK);
+  MESSAGE("cancelled requests meanwhile: " << asked << ", steps " << s.steps << ", abandoned "
+                                           << s.steps_abandoned << ", rows " << s.rows);
+  CHECK(s.steps_abandoned > 3);
+  // No row of the patient one was computed twice: what lies above it is the others'.
+  CHECK(s.rows <= 1902 + theirs + asked);
+  CHECK(outcome.tokens == expected.tokens);
+  CHECK(outcome.logprobs == expected.logprobs);
+}
+
+TEST_CASE("idle work gets on while both better classes always have some") {
+  const ContextHandle context = make_context(shared().model.get());
+  dsv3_request_options options = request_options();
+  options.ignore_eos = 1;
+  options.max_queued_events = 4096;
+  options.speculation = DSV3_SPECULATION_OFF;
+  options.max_tokens = 1500;
+  const SessionHandle first = session_with(3, context.get());
+  const SessionHandle jobs[] = {session_with(3, context.get()), session_with(4, context.get())};
+  const SessionHandle last = session_with(5, context.get());
+  const RequestHandle interactive = start(first.get(), options);
+  options.priority = DSV3_PRIORITY_BACKGROUND;
+  const RequestHandle one = start(jobs[0].get(), options), two = start(jobs[1].get(), options);
+  while (dsv3_session_length(first.get()) < 50 || dsv3_session_length(jobs[1].get()) < 5) {
+    std::this_thread::yield();
+  }
+  options.priority = DSV3_PRIORITY_IDLE;
+  options.max_tokens = 5;
+  const RequestHandle idle = start(last.get(), options);
+  (void)finish(interactive.get());
+  CHECK(dsv3_session_length(jobs[0].get()) < 1503);
+  CHECK(dsv3_session_length(last.get()) == 10);
+  dsv3_request_cancel(one.get());
+  dsv3_request_cancel(two.get());
+  (void)finish(idle.get());
+}
+
 TEST_CASE("the page budget: too large at once, and exhausted on the way") {
   dsv3_context_info info;
   info.struct_size = sizeof info;

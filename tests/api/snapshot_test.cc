@@ -156,14 +156,109 @@ TEST_CASE("files: atomic, private, replaced whole") {
   CHECK(error.status() == DSV3_E_CORRUPT);
   CHECK(error.message().find(path) == 0);
   dsv3::test::write_bytes(path, good + "x");
-  CHECK(load(shared().context.get(), io, &error) == nullptr);
+  const ContextHandle fresh = make_context(shared().model.get());
+  CHECK(load(fresh.get(), io, &error) == nullptr);
   CHECK(error.status() == DSV3_E_CORRUPT);
+  const SessionHandle same = make_session(fresh.get());
+  append(same.get(), tokens_of(session.get()));
+  CHECK(generate(same.get(), sampled(1)).statistics.cached_tokens == 0);  // nothing was kept of it
 
   const std::string nowhere = folder.file("no/such.session");
   io = io_for(nowhere);
   CHECK(dsv3_session_save(session.get(), &io, error.out()) == DSV3_E_NOT_FOUND);
   CHECK(load(shared().context.get(), io, &error) == nullptr);
   CHECK(error.status() == DSV3_E_NOT_FOUND);
+}
+
+TEST_CASE("a session without latents survives too, and one that is computed again elsewhere") {
+  const TemporaryFolder folder;
+  const ModelHandle model = open_model();
+  const ContextHandle fresh = make_context(model.get());
+  const ContextHandle other = make_context(model.get(), {.kernels = "ref"});
+  const std::string path = folder.file("a.session");
+  Error error;
+  for (const int kind : {0, 1, 2}) {
+    CAPTURE(kind);
+    // Empty, not computed yet (or its pages were given to others), computed.
+    const SessionHandle session = kind == 0 ? make_session(fresh.get()) : session_with(100);
+    if (kind == 2) (void)generate(session.get(), sampled(5));
+    dsv3_session_io io = io_for(path);
+    REQUIRE(dsv3_session_save(session.get(), &io, error.out()) == DSV3_OK);
+    for (const uint32_t flags : {0U, DSV3_SESSION_RECOMPUTE_FOREIGN}) {
+      io.flags = flags;
+      const SessionHandle loaded = load(fresh.get(), io, &error);
+      REQUIRE_MESSAGE(loaded != nullptr, error.message());
+      CHECK(tokens_of(loaded.get()) == tokens_of(session.get()));
+      CHECK(dsv3_session_computed(loaded.get()) == dsv3_session_computed(session.get()));
+    }
+    const SessionHandle again = load(other.get(), io, &error);
+    REQUIRE_MESSAGE(again != nullptr, error.message());
+    CHECK(tokens_of(again.get()) == tokens_of(session.get()));
+    CHECK(dsv3_session_computed(again.get()) == 0);
+    // All that a function is asked for is all that was written.
+    Bytes bytes{read_bytes(path)};
+    const SessionHandle read = load(fresh.get(), loading(&bytes), &error);
+    REQUIRE_MESSAGE(read != nullptr, error.message());
+    CHECK(bytes.at == bytes.data.size());
+    bytes.data.back() = static_cast<char>(bytes.data.back() ^ 1);
+    bytes.at = 0;
+    CHECK(load(fresh.get(), loading(&bytes), &error) == nullptr);
+    CHECK(error.status() == DSV3_E_CORRUPT);
+  }
+}
+
+TEST_CASE("what was loaded or forked just now is not the first to lose its pages") {
+  const ModelHandle model = open_model();
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  const ContextHandle small =
+      make_context(model.get(), {.cache_bytes = 12 * info.page_bytes, .prefix_cache = 0});
+  Bytes bytes{saved_session(240).bytes.data};
+  dsv3_request_options warm = request_options();
+  warm.max_tokens = 0;
+  for (const bool forked : {false, true}) {
+    CAPTURE(forked);
+    const SessionHandle old = session_with(250, small.get());  // four pages
+    SessionHandle recent;
+    Error error;
+    if (forked) {
+      SessionHandle parent = session_with(250, small.get());
+      (void)generate(parent.get(), warm);
+      (void)generate(old.get(), warm);
+      recent = fork_session(parent.get());
+      parent.reset();
+    } else {
+      (void)generate(old.get(), warm);
+      bytes.at = 0;
+      recent = load(small.get(), loading(&bytes), &error);
+    }
+    REQUIRE_MESSAGE(recent != nullptr, error.message());
+    const SessionHandle next = session_with(350, small.get());  // six pages of four that are left
+    (void)generate(next.get(), warm);
+    CHECK(dsv3_session_computed(old.get()) == 0);
+    CHECK(dsv3_session_computed(recent.get()) > 240);
+  }
+}
+
+TEST_CASE("saving and loading do not wait for whole steps of background work") {
+  const ModelHandle model = open_model();
+  const ContextHandle context = make_context(model.get(), {.prefix_cache = 0});
+  Bytes bytes{saved_session(900).bytes.data};  // 15 pages
+  const SessionHandle long_one = session_with(1900, context.get());
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  options.priority = DSV3_PRIORITY_BACKGROUND;
+  const RequestHandle background = start(long_one.get(), options);
+  while (dsv3_session_computed(long_one.get()) == 0) std::this_thread::yield();
+  // A page at a time. Waiting for a step each time it would be done after the background is, which
+  // has seven left.
+  Error error;
+  const SessionHandle loaded = load(context.get(), loading(&bytes), &error);
+  REQUIRE_MESSAGE(loaded != nullptr, error.message());
+  CHECK(dsv3_session_computed(long_one.get()) < 1900);
+  const SessionHandle alone = session_with(1900);
+  CHECK(finish(background.get()).tokens == generate(alone.get(), options).tokens);
 }
 
 TEST_CASE("damaged and foreign snapshots are refused and change nothing") {
@@ -203,6 +298,15 @@ TEST_CASE("functions that fail, cancel and progress") {
   dsv3_session_io io = saving(&bytes);
   CHECK(dsv3_session_save(session.get(), &io, error.out()) == DSV3_E_IO);
   CHECK(error.field() == "write");
+  io.write = [](void*, const void*, uint64_t) -> dsv3_status { throw 5; };
+  CHECK(dsv3_session_save(session.get(), &io, error.out()) == DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "write");
+  io.write = write_bytes_fn;
+  dsv3_session_io bad = loading(&bytes);
+  bad.read = [](void*, void*, uint64_t) -> dsv3_status { throw 5; };
+  CHECK(load(shared().context.get(), bad, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "read");
 
   bytes = {};
   struct Progress {

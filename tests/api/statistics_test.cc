@@ -111,6 +111,23 @@ TEST_CASE("a trace holds the steps and the requests") {
     REQUIRE(dsv3_context_trace_start(freed.get(), last.c_str(), 1 << 20, error.out()) == DSV3_OK);
   }
   CHECK(nlohmann::json::parse(read_bytes(last)).contains("traceEvents"));
+  // Also where that cannot be waited for: inside a callback.
+  const std::string deferred = scratch_folder().file("deferred.json");
+  {
+    dsv3_context* freed = make_context(shared().model.get()).release();
+    REQUIRE(dsv3_context_trace_start(freed, deferred.c_str(), 1 << 20, error.out()) == DSV3_OK);
+    const SessionHandle session = session_with(10, freed);
+    dsv3_request_options options = plain(3);
+    options.notify = [](void* user) {
+      dsv3_context_free(std::exchange(*static_cast<dsv3_context**>(user), nullptr));
+    };
+    options.notify_user = &freed;
+    finish(start(session.get(), options).get());
+  }
+  for (int i = 0; i < 5000 && !std::filesystem::exists(deferred); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CHECK(nlohmann::json::parse(read_bytes(deferred)).contains("traceEvents"));
   CHECK(dsv3_context_trace_start(context.get(), "/nonexistent/trace", 1000, error.out()) ==
         DSV3_E_NOT_FOUND);
 }

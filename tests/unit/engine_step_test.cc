@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
+#include <functional>
 #include <mutex>
+#include <thread>
 
 #include "runtime/engine/engine.h"
 #include "tests/golden/runner.h"
@@ -200,6 +203,29 @@ TEST_CASE_FIXTURE(Fixture, "tasks with and without drafts share steps") {
     CHECK(tokens(*tasks[i]) == expected[i]);
     CHECK(same_bits(tasks[i]->rows(), rows[i]));
   }
+}
+
+TEST_CASE_FIXTURE(Fixture, "requests get on however many errands come") {
+  std::atomic<bool> done{false};
+  std::atomic<int> left{4000};
+  const std::function<Status(kernels::Device*)> work = [](kernels::Device*) -> Status {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    return {};
+  };
+  // While one is carried out the others wait already.
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      while (!done && left.fetch_sub(1) > 0) CHECK(engine->between_steps(work).ok());
+    });
+  }
+  const auto task = start(prompt_of(20, 1), 60, {}, 0);
+  const Status status = task->wait();
+  const bool in_time = left > 0;
+  done = true;
+  for (std::thread& t : threads) t.join();
+  CHECK(status.ok());
+  CHECK(in_time);
 }
 
 TEST_CASE("a draft that finds no page is left out") {
