@@ -603,7 +603,7 @@ DSV3_API dsv3_status dsv3_request_start(dsv3_session *session, const dsv3_reques
 #define DSV3_FINISH_CONTEXT_LENGTH 4 /* the sequence reached max_position_embeddings */
 #define DSV3_FINISH_CANCELLED 5
 #define DSV3_FINISH_DEADLINE 6
-#define DSV3_FINISH_ERROR 7 /* the event's status, error_message and error_field say why */
+#define DSV3_FINISH_ERROR 7 /* the event's status, error_message, _field and _retryable say why */
 
 typedef struct dsv3_top_token {
   int32_t id;
@@ -660,6 +660,10 @@ typedef struct dsv3_event {
   /* PROGRESS */
   uint64_t prompt_done;
   uint64_t prompt_total;
+  /* FINISHED, with ERROR: 1 when the same request may succeed later, as one that found no room in the
+   * latent cache beside others; else 0. */
+  int32_t error_retryable;
+  int32_t reserved;
 } dsv3_event;
 
 #define DSV3_WAIT_FOREVER UINT64_MAX

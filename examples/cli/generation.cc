@@ -156,7 +156,8 @@ Generation generate(dsv3_session* session, const dsv3_request_options& options,
       result.stop_string = event.stop_string;
       if (event.statistics != nullptr) result.statistics = *event.statistics;
       if (event.finish_reason == DSV3_FINISH_ERROR) {
-        throw Failure(event.error_message, event.status, event.error_field);
+        throw Failure(event.error_message, event.status, event.error_field,
+                      event.error_retryable == 1);
       }
       if (output.json_events) {
         Json line = {{"event", "finished"}};

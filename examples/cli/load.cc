@@ -126,7 +126,7 @@ class Worker {
       return;
     }
     if (event.finish_reason == DSV3_FINISH_ERROR) {
-      if (event.status != DSV3_E_CAPACITY) throw Failure(event.error_message, event.status);
+      if (event.error_retryable == 0) throw Failure(event.error_message, event.status);
       ++load.refused;
       pause(20);
       return;

@@ -169,6 +169,7 @@ dsv3_event translate_event(dsv3_request* r) {
       if (e.reason == FinishReason::kError) {
         out.error_message = e.status.message().c_str();
         out.error_field = e.status.field().c_str();
+        out.error_retryable = e.status.retryable() ? 1 : 0;
       }
       r->statistics = translate(e.statistics);
       r->statistics.struct_size = sizeof(dsv3_request_statistics);

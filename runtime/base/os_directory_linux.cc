@@ -135,6 +135,10 @@ Status PrivateDirectory::read(const std::string& name, size_t max_bytes,
   Descriptor fd(::openat(fd_, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (fd.get() < 0) {
     if (errno == ENOENT) return {};
+    if (errno == ELOOP) {
+      return make_error(Code::kCorrupt, "%s/%s: is a symbolic link, expected a file", path_.c_str(),
+                        name.c_str());
+    }
     return directory_error(path_ + "/" + name, "open", errno);
   }
   struct stat st;

@@ -143,6 +143,7 @@ Outcome finish(dsv3_request* request) {
       out.stop_string = event.stop_string;
       out.error_message = event.error_message;
       out.error_field = event.error_field;
+      out.error_retryable = event.error_retryable == 1;
       out.statistics = *event.statistics;
       break;
     }

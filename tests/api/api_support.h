@@ -80,6 +80,7 @@ struct Outcome {
   dsv3_status status = 0;
   int32_t stop_token = -1;
   std::string stop_string, error_message, error_field;
+  bool error_retryable = false;
   dsv3_request_statistics statistics = {};
   int events = 0;
   uint64_t progress_done = 0, progress_total = 0;

@@ -188,6 +188,7 @@ TEST_CASE("equals: the last to come waits, and a newcomer without room is refuse
   CHECK(refused.reason == DSV3_FINISH_ERROR);
   CHECK(refused.status == DSV3_E_CAPACITY);
   CHECK(refused.error_field == "cache_bytes");
+  CHECK(refused.error_retryable);
   CHECK(refused.tokens.empty());
   CHECK(dsv3_session_length(sessions[2].get()) == 300);
   check_same(finish(second.get()), reference(prompts[1], 220));

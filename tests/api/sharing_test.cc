@@ -174,6 +174,7 @@ TEST_CASE("the page budget: too large at once, and exhausted on the way") {
   CHECK(outcome.reason == DSV3_FINISH_ERROR);
   CHECK(outcome.status == DSV3_E_CAPACITY);
   CHECK(outcome.error_field == "cache_bytes");
+  CHECK_FALSE(outcome.error_retryable);
   CHECK(outcome.tokens.size() == 7);  // up to the last page's end, and the one that needs a fifth
   CHECK(dsv3_session_length(holder.get()) == 257);
 

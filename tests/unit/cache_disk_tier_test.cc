@@ -126,6 +126,17 @@ TEST_CASE("damaged pages are not found, and go") {
     test::write_bytes(file, test::read_bytes(file).substr(0, size));
     CHECK_FALSE(has(t.get(), tokens(64), 1));
   }
+  {  // A link is not followed, wherever it leads, and does not stand in the way for ever.
+    REQUIRE(t->put(tokens(64), page(1)).ok());
+    const std::string file = only_file(path), elsewhere = dir.file("elsewhere");
+    ::rename(file.c_str(), elsewhere.c_str());
+    REQUIRE(::symlink(elsewhere.c_str(), file.c_str()) == 0);
+    CHECK_FALSE(has(t.get(), tokens(64), 1));
+    CHECK(file_exists(elsewhere));
+    REQUIRE(t->put(tokens(64), page(1)).ok());
+    CHECK(has(t.get(), tokens(64), 1));
+    ::unlink(file.c_str());
+  }
   // Another prefix's good page under this one's name: a collision of hashes.
   REQUIRE(t->put(tokens(64), page(1)).ok());
   const std::string file = only_file(path);
