@@ -266,8 +266,8 @@ typedef struct dsv3_context_options {
   uint32_t struct_size;
   /* Compute threads; 0 (default): the CPUs this process may use. */
   int32_t threads;
-  /* Kernel set: "ref", "portable", "avx2", "avx512", "avx512bf16", "neon"; NULL (default): the
-   * environment variable DSV3_KERNELS, else the best this machine runs. */
+  /* Kernel set: "ref", "portable", "avx2", "avx512", "avx512bf16", "neon", "neonbf16"; NULL (default):
+   * the environment variable DSV3_KERNELS, else the best this machine runs. */
   const char *kernels;
   /* Hard budget of the latent cache; 0 (default): enough for four sequences of
    * max_position_embeddings, at most a quarter of the memory. When it is spent, these give way, in this

@@ -96,6 +96,8 @@ std::vector<const Micro*> runnable() {
     sets.push_back(micro_avx2());
   }
 #elif defined(__aarch64__)
+  const ArmFeatures features = arm_features();
+  if (features.bf16 && features.dot) sets.push_back(micro_neonbf16());
   sets.push_back(micro_neon());  // Advanced SIMD is part of the architecture
 #endif
   sets.push_back(micro_portable());

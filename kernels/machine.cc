@@ -61,6 +61,9 @@ const Peak* peak_of(std::string_view kernels) {
   if (kernels == "avx512bf16") return peak_avx512bf16();
   if (kernels == "avx512") return peak_avx512();
   if (kernels == "avx2") return peak_avx2();
+#elif defined(__aarch64__)
+  if (kernels == "neonbf16") return peak_neonbf16();
+  if (kernels == "neon") return peak_neon();
 #endif
   return peak_portable();
 }
@@ -139,6 +142,11 @@ MachineLimits MachineProbe::measure() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
     limits.int8_ops_per_second =
         Impl::median_of([&] { return impl_->dot_rate(int8_peak_avx512vnni); });
+  }
+#elif defined(__aarch64__)
+  if (arm_features().dot) {
+    limits.int8_ops_per_second =
+        Impl::median_of([&] { return impl_->dot_rate(int8_peak_neondot); });
   }
 #endif
   if (job.data == nullptr) return limits;  // no memory

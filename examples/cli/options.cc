@@ -62,9 +62,9 @@ void ContextOptions::add_to(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group(kModelGroup);
-  app.add_option(
-         "--kernels", kernels,
-         "kernel set: ref, portable, avx2, avx512, avx512bf16; default: the best this machine runs")
+  app.add_option("--kernels", kernels,
+                 "kernel set: ref, portable, avx2, avx512, avx512bf16, neon, neonbf16; "
+                 "default: the best this machine runs")
       ->group(kModelGroup);
   app.add_option("--cache-mb", cache_mb, "budget of the latent cache in MiB; 0: automatic")
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))

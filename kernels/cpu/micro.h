@@ -131,5 +131,6 @@ const Micro* micro_avx2();
 const Micro* micro_avx512();
 const Micro* micro_avx512bf16();
 const Micro* micro_neon();
+const Micro* micro_neonbf16();
 
 }  // namespace dsv3::kernels

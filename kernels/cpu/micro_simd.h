@@ -194,12 +194,17 @@ inline void dot_all(const float* block, int32_t pairs, const float* const* x, in
 // The 16 scales of a tile for the block of inputs that begins at k.
 template <class S>
 inline void tile_scales(const TiledWeights& w, int32_t tile, int32_t k, float* scale) {
+  const auto of_row = [&](int32_t row) {
+    return w.scales[int64_t{row / w.scale_n} * w.scale_columns + k / w.scale_k];
+  };
+  if (w.type != WeightType::kF8E4M3 || w.scale_n % 16 == 0) {  // one for all: no 16 divisions
+    const float same = w.type == WeightType::kF8E4M3 ? of_row(tile * 16) : 1.0f;
+    for (int i = 0; i < 16; ++i) scale[i] = same;
+    return;
+  }
   for (int i = 0; i < 16; ++i) {
-    int32_t row = tile * 16 + i;
-    row = row < w.n ? row : w.n - 1;
-    scale[i] = w.type == WeightType::kF8E4M3
-                   ? w.scales[int64_t{row / w.scale_n} * w.scale_columns + k / w.scale_k]
-                   : 1.0f;
+    const int32_t row = tile * 16 + i;
+    scale[i] = of_row(row < w.n ? row : w.n - 1);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/cpu/fp8_tables.h"
 #include "kernels/cpu/micro_mx.h"
 
 namespace dsv3::kernels::simd {
@@ -43,32 +44,6 @@ struct Simd512 {
     return (V)_mm512_max_epi32(_mm512_slli_epi32(codes, 23), _mm512_set1_epi32(0x00400000));
   }
 };
-
-struct ByteTables {
-  uint8_t low[128];
-  uint8_t high[128];
-};
-// The bytes of the BF16 values of the non-negative codes.
-consteval ByteTables make_byte_tables() {
-  ByteTables t{};
-  for (uint32_t code = 0; code < 128; ++code) {
-    const uint32_t exponent = code >> 3;
-    const uint32_t mantissa = code & 7;
-    uint32_t bits = 0;
-    if (code == 0x7f) {
-      bits = 0x7fc0;
-    } else if (exponent != 0) {
-      bits = ((exponent + 120) << 7) | (mantissa << 4);
-    } else if (mantissa != 0) {  // mantissa * 2^-9, normalised
-      const uint32_t top = mantissa >= 4 ? 2 : mantissa >= 2 ? 1 : 0;
-      bits = ((127 - 9 + top) << 7) | (((mantissa << (7 - top)) & 0x7f));
-    }
-    t.low[code] = static_cast<uint8_t>(bits & 0xff);
-    t.high[code] = static_cast<uint8_t>(bits >> 8);
-  }
-  return t;
-}
-alignas(64) inline constexpr ByteTables kByteTables = make_byte_tables();
 
 // FP8 to BF16, by two look-ups of 128 bytes, one for each byte of the result; the sign is or-ed in.
 // Subnormal codes come out exact, which arithmetic on the bits would not give: vdpbf16ps takes BF16

@@ -21,8 +21,11 @@ const Peak* peak_portable();
 const Peak* peak_avx2();
 const Peak* peak_avx512();
 const Peak* peak_avx512bf16();
+const Peak* peak_neon();
+const Peak* peak_neonbf16();
 
-// INT8 dot products (vpdpbusd), for machines that have AVX-512 VNNI.
+// INT8 dot products: vpdpbusd, for machines that have AVX-512 VNNI; SDOT, for aarch64 with it.
 double int8_peak_avx512vnni(int64_t rounds);
+double int8_peak_neondot(int64_t rounds);
 
 }  // namespace dsv3::kernels

@@ -94,6 +94,12 @@ int64_t monotonic_ns();
 uint64_t process_id();
 // CPUs this process may use: affinity mask and cgroup quota, at least 1.
 int available_cpus();
+// What an aarch64 processor may have beside what all of them have: INT8 dot products (SDOT), BF16
+// dot products (BFDOT). None on other processors.
+struct ArmFeatures {
+  bool dot = false, bf16 = false;
+};
+ArmFeatures arm_features();
 // Memory of the machine or of the cgroup, in bytes; 0 when unknown.
 uint64_t total_memory();
 // Resident memory of this process beyond file mappings, in bytes; 0 when unknown.

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -327,6 +328,15 @@ int available_cpus() {
   });
   if (quota > 0) cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(quota))));
   return cpus;
+}
+
+ArmFeatures arm_features() {
+  ArmFeatures features;
+#if defined(__aarch64__)
+  features.dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  features.bf16 = (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+#endif
+  return features;
 }
 
 uint64_t total_memory() {

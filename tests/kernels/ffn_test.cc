@@ -82,8 +82,8 @@ std::vector<float> run(k::Device& d, const Plan& p, const std::vector<Expert>& e
 }
 
 // What the rounding of what stands between the two halves may cost: a row's dissimilarity, and its
-// worst element's error as a part of the row's root mean square. avx512bf16 rounds to BF16, which
-// leaves about (2^-9)^2 / 12 of it. For MXFP4 all round to INT8 with a scale per 32: an
+// worst element's error as a part of the row's root mean square. The sets named after BF16 round to
+// it, which leaves about (2^-9)^2 / 12 of it. For MXFP4 all round to INT8 with a scale per 32: an
 // activation's error is uniform within half of (largest / 127), so its mean square is at most 32 /
 // (3 * 254^2) = 1.7e-4 of the block's, when one value is all of the block.
 struct Limit {
@@ -91,7 +91,7 @@ struct Limit {
 };
 Limit limit_of(const std::string& set, k::DType dtype) {
   if (dtype == k::DType::kMXFP4) return {1.7e-4, 8e-2};
-  return set == "avx512bf16" ? Limit{3e-5, 3e-2} : Limit{1e-9, 1e-5};
+  return set.ends_with("bf16") ? Limit{3e-5, 3e-2} : Limit{1e-9, 1e-5};
 }
 
 void check_rows(const std::string& set, const std::vector<float>& got,
