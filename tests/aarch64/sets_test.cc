@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 
+#include "kernels/cpu/peak.h"
+#include "runtime/base/os.h"
 #include "tests/kernels/kernel_test.h"
 
 namespace dsv3::test {
@@ -36,6 +38,13 @@ TEST_CASE("a processor gets the sets it can run, and the best of them works") {
     }
     check_close(y[0].data(), y[1].data(), y[0].size(), 2e-5, k::dtype_name(dtype));
   }
+}
+
+TEST_CASE("the loops that measure a processor's limits run where they are chosen") {
+  const ArmFeatures features = arm_features();
+  CHECK(k::peak_neon()->dot(10) == 10 * 16 * 4 * 2);
+  if (features.bf16) CHECK(k::peak_neonbf16()->dot(10) == 10 * 16 * 4 * 4);
+  if (features.dot) CHECK(k::int8_peak_neondot(10) == 10 * 16 * 4 * 8);
 }
 
 }  // namespace dsv3::test
