@@ -327,6 +327,7 @@ constexpr Micro kMicro = {
     simd::add<Neon>,
     simd::add_weighted<Neon>,
     simd::reduce<Neon>,
+    simd::weigh<Neon>,
 };
 
 }  // namespace
