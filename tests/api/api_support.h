@@ -59,7 +59,11 @@ struct ContextConfig {
   const char* disk_cache_dir = nullptr;
   uint64_t disk_cache_bytes = 0;
 };
-ContextHandle make_context(dsv3_model* model, const ContextConfig& config = {});
+ContextHandle make_context(dsv3_model* model, const ContextConfig& config);
+inline ContextHandle make_context(dsv3_model* model) {
+  const ContextConfig config;  // with a name: GCC 12 takes a default argument for a dangling one
+  return make_context(model, config);
+}
 SessionHandle make_session(dsv3_context* context);
 SessionHandle fork_session(const dsv3_session* session);
 CancelHandle make_cancel();
