@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <bit>
+#include <cassert>
 #include <cstring>
 #include <type_traits>
 
@@ -172,10 +173,14 @@ Status read_snapshot(const LatentIdentity& identity, const std::string& name, ui
 
 Status read_snapshot_pages(const LatentIdentity& identity, const std::string& name,
                            const SnapshotContent& content, const ReadBytes& read,
-                           std::span<std::byte> page,
-                           const std::function<Status(uint64_t index)>& store) {
+                           std::span<std::byte> buffer,
+                           const std::function<Status(uint64_t begin, uint64_t end)>& store) {
   const uint64_t pages = snapshot_pages(identity, content);
+  const uint64_t room = buffer.size() / identity.page_bytes;
+  assert(pages == 0 || room > 0);
   for (uint64_t i = 0; i < pages; ++i) {
+    const auto page = buffer.subspan(static_cast<size_t>(i % room * identity.page_bytes),
+                                     static_cast<size_t>(identity.page_bytes));
     DSV3_TRY(read(page.data(), page.size()));
     uint64_t hash = 0;
     DSV3_TRY(read(&hash, sizeof hash));
@@ -184,7 +189,7 @@ Status read_snapshot_pages(const LatentIdentity& identity, const std::string& na
           name,
           format("the checksum of page %llu differs", static_cast<unsigned long long>(i)).c_str());
     }
-    DSV3_TRY(store(i));
+    if (i % room == room - 1 || i == pages - 1) DSV3_TRY(store(i - i % room, i + 1));
   }
   char trailer[sizeof kTrailer];
   DSV3_TRY(read(trailer, sizeof trailer));

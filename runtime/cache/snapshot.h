@@ -1,5 +1,5 @@
 // The stream that a saved session is: a header that says whose latents these are, the tokens, the
-// latent pages, each part with a checksum. Written and read in one pass with one page in memory.
+// latent pages, each part with a checksum. Written and read in one pass, a few pages in memory.
 //
 //   header   see Header in snapshot.cc, with its XXH3
 //   tokens   int32 little-endian [token_count], XXH3
@@ -58,11 +58,12 @@ Status write_snapshot(
 // set, layout or version), and name `name`.
 Status read_snapshot(const LatentIdentity& identity, const std::string& name, uint64_t max_tokens,
                      bool tokens_only, const ReadBytes& read, SnapshotContent* content);
-// The second half: every page into `page` [page_bytes], checked, and then `store`d; the trailer
-// (also where there are no pages).
+// The second half: the pages, as many at once as `buffer` [n, page_bytes] has room for (at least
+// one), checked, and then `store`d: pages [begin, end), from the buffer's beginning on. Then the
+// trailer (also where there are no pages).
 Status read_snapshot_pages(const LatentIdentity& identity, const std::string& name,
                            const SnapshotContent& content, const ReadBytes& read,
-                           std::span<std::byte> page,
-                           const std::function<Status(uint64_t index)>& store);
+                           std::span<std::byte> buffer,
+                           const std::function<Status(uint64_t begin, uint64_t end)>& store);
 
 }  // namespace dsv3

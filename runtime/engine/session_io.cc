@@ -9,8 +9,8 @@
 namespace dsv3 {
 namespace {
 
-// Pages that one errand to the engine's thread copies: few, so that steps of others wait little and
-// memory stays small.
+// What one errand to the engine's thread copies: little, so that steps of others wait little and
+// memory stays small; but a page per errand would wait for a step of theirs each.
 constexpr uint64_t kCopyBytes = 4 << 20;
 
 uint64_t pages_at_once(const LatentIdentity& identity) {
@@ -101,19 +101,29 @@ Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& eng
 
   if (!content.tokens_only) {
     const uint64_t pages = snapshot_pages(identity, content);
-    std::vector<std::byte> page(static_cast<size_t>(identity.page_bytes));
-    const auto store = [&](uint64_t index) -> Status {
-      DSV3_TRY(check_cancel(options));
-      const auto at = static_cast<int64_t>(index) * identity.page_tokens;
-      DSV3_TRY(engine->between_steps([&](kernels::Device* device) -> Status {
-        DSV3_TRY(engine->reserve_positions(session.get(), at, at + identity.page_tokens));
-        device->upload(session->state().table.data()[index], page.data(), page.size());
+    const uint64_t batch = std::min(pages, pages_at_once(identity));
+    std::vector<std::byte> buffer(static_cast<size_t>(batch * identity.page_bytes));
+    const auto store = [&](uint64_t begin, uint64_t end) -> Status {
+      const auto upload = [&](kernels::Device* device) -> Status {
+        DSV3_TRY(engine->reserve_positions(session.get(),
+                                           static_cast<int64_t>(begin) * identity.page_tokens,
+                                           static_cast<int64_t>(end) * identity.page_tokens));
+        for (uint64_t i = begin; i < end; ++i) {
+          device->upload(session->state().table.data()[i],
+                         buffer.data() + (i - begin) * identity.page_bytes,
+                         static_cast<size_t>(identity.page_bytes));
+        }
         return device->synchronize();
-      }));
-      report(options, index + 1, pages);
+      };
+      DSV3_TRY(engine->between_steps(upload));
+      report(options, end, pages);
       return {};
     };
-    DSV3_TRY(read_snapshot_pages(identity, name, content, read, page, store));
+    const ReadBytes checked_read = [&](void* bytes, size_t size) -> Status {
+      DSV3_TRY(check_cancel(options));
+      return read(bytes, size);
+    };
+    DSV3_TRY(read_snapshot_pages(identity, name, content, checked_read, buffer, store));
     if (at_end) DSV3_TRY(at_end());
   }
 

@@ -348,6 +348,36 @@ TEST_CASE("functions that fail, cancel and progress") {
   CHECK(error.field() == "read");
 }
 
+TEST_CASE("saving and loading wait for few steps of others") {
+  const ContextHandle context = make_context(shared().model.get());
+  const SessionHandle session = session_with(1900, context.get());  // 30 pages, 2 MiB
+  dsv3_request_options none = sampled(0);
+  (void)generate(session.get(), none);
+  const SessionHandle other = session_with(10, context.get());
+  dsv3_request_options slow = sampled(1000);
+  slow.logits_hook = [](void*, float*, uint64_t, const int32_t*, uint64_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  };
+  const RequestHandle request = start(other.get(), slow);
+  const auto steps = [&] {
+    dsv3_context_statistics s;
+    s.struct_size = sizeof s;
+    REQUIRE(dsv3_context_get_statistics(context.get(), &s, nullptr) == DSV3_OK);
+    return s.steps;
+  };
+  Bytes bytes;
+  uint64_t before = steps();
+  const dsv3_session_io out = saving(&bytes);
+  REQUIRE(dsv3_session_save(session.get(), &out, nullptr) == DSV3_OK);
+  CHECK(steps() - before < 10);
+  before = steps();
+  Error error;
+  const SessionHandle loaded = load(context.get(), loading(&bytes), &error);
+  REQUIRE_MESSAGE(loaded != nullptr, error.message());
+  CHECK(steps() - before < 10);
+  CHECK(dsv3_session_computed(loaded.get()) == 1900);
+}
+
 TEST_CASE("saving while a request runs saves what it has committed") {
   const SessionHandle session = session_with(100);
   dsv3_request_options options = sampled(400);

@@ -51,10 +51,11 @@ std::string written(const LatentIdentity& id, const SnapshotContent& c) {
 struct Loaded {
   SnapshotContent content;
   std::vector<std::vector<std::byte>> pages;
+  size_t stores = 0;
 };
 
 Status load(const LatentIdentity& id, const std::string& bytes, Loaded* out,
-            uint64_t max_tokens = 100, bool tokens_only = false) {
+            uint64_t max_tokens = 100, bool tokens_only = false, size_t pages_at_once = 1) {
   size_t at = 0;
   const ReadBytes read = [&](void* p, size_t n) -> Status {
     if (n > bytes.size() - at) return make_error(Code::kCorrupt, "s.session: ends early");
@@ -64,11 +65,18 @@ Status load(const LatentIdentity& id, const std::string& bytes, Loaded* out,
   };
   DSV3_TRY(read_snapshot(id, "s.session", max_tokens, tokens_only, read, &out->content));
   if (tokens_only && out->content.computed == 0) return {};
-  std::vector<std::byte> page(id.page_bytes);
-  return read_snapshot_pages(id, "s.session", out->content, read, page, [&](uint64_t) -> Status {
-    out->pages.push_back(page);
+  std::vector<std::byte> buffer(pages_at_once * id.page_bytes);
+  const auto store = [&](uint64_t begin, uint64_t end) -> Status {
+    CHECK(begin == out->pages.size());
+    CHECK(end <= begin + pages_at_once);
+    for (size_t i = 0; i < end - begin; ++i) {
+      const auto page = buffer.begin() + static_cast<std::ptrdiff_t>(i * id.page_bytes);
+      out->pages.emplace_back(page, page + static_cast<std::ptrdiff_t>(id.page_bytes));
+    }
+    ++out->stores;
     return {};
-  });
+  };
+  return read_snapshot_pages(id, "s.session", out->content, read, buffer, store);
 }
 
 TEST_CASE("what was written comes back") {
@@ -85,6 +93,19 @@ TEST_CASE("what was written comes back") {
       REQUIRE(loaded.pages.size() == (computed + 3) / 4);
       for (size_t i = 0; i < loaded.pages.size(); ++i) CHECK(loaded.pages[i] == page_of(i));
     }
+  }
+}
+
+TEST_CASE("pages come as many at once as there is room for") {
+  const SnapshotContent c = content(23, 23);  // six pages
+  const std::string bytes = written(identity(), c);
+  for (const size_t at_once : {1, 2, 4, 5, 6, 9}) {
+    CAPTURE(at_once);
+    Loaded loaded;
+    REQUIRE(load(identity(), bytes, &loaded, 100, false, at_once).ok());
+    CHECK(loaded.stores == (6 + at_once - 1) / at_once);
+    REQUIRE(loaded.pages.size() == 6);
+    for (size_t i = 0; i < loaded.pages.size(); ++i) CHECK(loaded.pages[i] == page_of(i));
   }
 }
 
