@@ -358,11 +358,18 @@ typedef struct dsv3_context_statistics {
 DSV3_API dsv3_status dsv3_context_get_statistics(const dsv3_context *context,
                                                  dsv3_context_statistics *statistics,
                                                  dsv3_error **error);
-/* The same as one JSON object (*json: free with dsv3_string_free), with "expert_load": per layer with
- * routed experts or without, MTP modules last, how often each expert was chosen. Neither waits for the
- * step in flight, which is not counted yet. */
+/* The same as one JSON object (*json: free with dsv3_string_free) whose members are called like the
+ * fields, with "expert_load": the next function's counts, an array per layer. None of the three waits
+ * for the step in flight, which is not counted yet. */
 DSV3_API dsv3_status dsv3_context_get_statistics_json(const dsv3_context *context, char **json,
                                                       dsv3_error **error);
+/* How often each routed expert was chosen since the context was made: counts [layers, experts], all
+ * layers of the model (zeros for those without routed experts), then its MTP modules. capacity and
+ * *needed (see "Buffers") are in numbers, layers times experts, and 0 for a model without routed
+ * experts; *experts (may be NULL): the length of a row, reported whenever *needed is. */
+DSV3_API dsv3_status dsv3_context_get_expert_load(const dsv3_context *context, uint64_t *counts,
+                                                  uint64_t capacity, uint64_t *needed,
+                                                  uint64_t *experts, dsv3_error **error);
 /* Writes what the engine does from now on, steps and finished requests, as Chrome trace events: a JSON
  * file that opens in ui.perfetto.dev. Memory stays small; after max_bytes the rest is left out. The file
  * appears under its name when the trace is stopped or the context freed.
@@ -678,8 +685,14 @@ DSV3_API dsv3_status dsv3_request_next(dsv3_request *request, uint64_t timeout_m
 DSV3_API intptr_t dsv3_request_wait_descriptor(const dsv3_request *request);
 /* Any thread, any time. The FINISHED event follows within one layer of one step. */
 DSV3_API void dsv3_request_cancel(const dsv3_request *request);
+/* What is known by now, while the request runs and after it. Fills *out up to its struct_size, which the
+ * caller sets. */
 DSV3_API dsv3_status dsv3_request_get_statistics(const dsv3_request *request,
                                                  dsv3_request_statistics *out, dsv3_error **error);
+/* The same as one JSON object (*json: free with dsv3_string_free) whose members are called like the
+ * fields. */
+DSV3_API dsv3_status dsv3_request_get_statistics_json(const dsv3_request *request, char **json,
+                                                      dsv3_error **error);
 /* Cancels the request if it still runs. The session then has a valid, reported length. When this returns,
  * none of the request's callbacks runs or will run (inside a callback: when that has returned). */
 DSV3_API void dsv3_request_free(dsv3_request *request);

@@ -177,8 +177,7 @@ void run(const Options& o, Main& main) {
   options.cancel = interrupt.token();
   char* text = nullptr;
   call([&](dsv3_error** e) { return dsv3_benchmark(&options, &text, e); });
-  const std::unique_ptr<char, Freer<dsv3_string_free>> owned(text);
-  const Json result = Json::parse(text);
+  const Json result = take_json(text);
   if (!o.plot.empty()) {
     std::ofstream file(o.plot, std::ios::binary | std::ios::trunc);
     file << plot_of(result);

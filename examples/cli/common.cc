@@ -249,6 +249,11 @@ dsv3_model_info model_info(const dsv3_model* model) {
   return info;
 }
 
+Json take_json(char* text) {
+  const std::unique_ptr<char, Freer<dsv3_string_free>> owned(text);
+  return Json::parse(text);
+}
+
 std::vector<int32_t> parse_ids(const Json& array, const std::string& where) {
   if (!array.is_array()) throw Failure(where + ": expected an array of token ids");
   std::vector<int32_t> ids;

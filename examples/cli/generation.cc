@@ -43,19 +43,10 @@ class Streamer {
 
 Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
-Json statistics_json(const dsv3_request_statistics& s) {
-  return {{"prompt_tokens", s.prompt_tokens},
-          {"cached_tokens", s.cached_tokens},
-          {"generated_tokens", s.generated_tokens},
-          {"drafted_tokens", s.drafted_tokens},
-          {"accepted_tokens", s.accepted_tokens},
-          {"queue_ns", s.queue_ns},
-          {"prefill_ns", s.prefill_ns},
-          {"decode_ns", s.decode_ns},
-          {"first_token_ns", s.first_token_ns},
-          {"total_ns", s.total_ns},
-          {"decode_steps", s.decode_steps},
-          {"speculation_saved_ns", s.speculation_saved_ns}};
+Json statistics_json(const dsv3_request* request) {
+  char* text = nullptr;
+  call([&](dsv3_error** e) { return dsv3_request_get_statistics_json(request, &text, e); });
+  return take_json(text);
 }
 
 Json token_json(const TokenRecord& token, int32_t logprobs) {
@@ -155,6 +146,7 @@ Generation generate(dsv3_session* session, const dsv3_request_options& options,
       result.stop_token = event.stop_token;
       result.stop_string = event.stop_string;
       if (event.statistics != nullptr) result.statistics = *event.statistics;
+      result.statistics_json = statistics_json(request.get());
       if (event.finish_reason == DSV3_FINISH_ERROR) {
         throw Failure(event.error_message, event.status, event.error_field,
                       event.error_retryable == 1);
@@ -162,7 +154,7 @@ Generation generate(dsv3_session* session, const dsv3_request_options& options,
       if (output.json_events) {
         Json line = {{"event", "finished"}};
         line.update(finish_json(result));
-        line["statistics"] = statistics_json(result.statistics);
+        line["statistics"] = result.statistics_json;
         write_json(line);
       }
       return result;
@@ -180,7 +172,7 @@ Json to_json(const dsv3_model* model, const Generation& g, int32_t logprobs) {
       out["tokens"][i]["text"] = detokenize(model, &g.tokens[i].id, 1, 0);
     }
   }
-  out["statistics"] = statistics_json(g.statistics);
+  out["statistics"] = g.statistics_json;
   return out;
 }
 

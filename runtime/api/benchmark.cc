@@ -1,6 +1,5 @@
 #include "runtime/engine/benchmark.h"
 
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "runtime/api/handles.h"
@@ -196,11 +195,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     const double load_seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
     Result<BenchmarkResult> result = run_benchmark(model, benchmark);
     DSV3_TRY(progress.result(result.status()));
-    const std::string text = json_of(*result, *model, load_seconds).dump();
-    char* copy = static_cast<char*>(std::malloc(text.size() + 1));
-    if (copy == nullptr) throw std::bad_alloc();
-    std::memcpy(copy, text.c_str(), text.size() + 1);
-    *json = copy;
+    *json = new_string(json_of(*result, *model, load_seconds).dump());
     return {};
   });
 }

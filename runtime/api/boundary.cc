@@ -1,5 +1,7 @@
 #include "runtime/api/boundary.h"
 
+#include <cstdlib>
+
 namespace dsv3::api {
 
 Status check_struct_size(const char* name, uint32_t size, size_t alignment) {
@@ -96,6 +98,14 @@ Status fill_text(std::string_view text, char* buffer, uint64_t capacity, uint64_
   if (!text.empty()) std::memcpy(buffer, text.data(), text.size());
   if (capacity > text.size()) buffer[text.size()] = '\0';
   return {};
+}
+
+char* new_string(std::string_view text) {
+  auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
+  if (copy == nullptr) throw std::bad_alloc();
+  if (!text.empty()) std::memcpy(copy, text.data(), text.size());
+  copy[text.size()] = '\0';
+  return copy;
 }
 
 bool ProgressCall::call(uint64_t done, uint64_t total) noexcept {

@@ -221,6 +221,8 @@ Status read_weights_mode(int32_t value, const char* name, bool mxfp4, WeightsMod
 Status check_buffer(const void* buffer, uint64_t capacity, const uint64_t* needed);
 Status fill_text(std::string_view text, char* buffer, uint64_t capacity, uint64_t* needed);
 Status buffer_too_small(uint64_t needed, uint64_t capacity);
+// A text that the caller frees with dsv3_string_free.
+char* new_string(std::string_view text);
 
 // A progress callback and a cancel token as the lower floors take them.
 class ProgressCall {

@@ -1,5 +1,3 @@
-#include <cstdlib>
-
 #include "runtime/api/handles.h"
 #include "runtime/engine/prompt.h"
 
@@ -156,10 +154,7 @@ dsv3_status dsv3_complete(dsv3_context* context, const char* prefix, uint64_t pr
                                suffix == nullptr ? std::nullopt : std::optional(after), &tokens));
     std::string answer;
     DSV3_TRY(context->completer->run(tokens, std::move(o), &answer));
-    auto* copy = static_cast<char*>(std::malloc(answer.size() + 1));
-    if (copy == nullptr) throw std::bad_alloc();
-    std::memcpy(copy, answer.c_str(), answer.size() + 1);
-    *text = copy;
+    *text = new_string(answer);
     if (length != nullptr) *length = answer.size();
     return {};
   });

@@ -183,25 +183,6 @@ dsv3_event translate_event(dsv3_request* r) {
 
 namespace dsv3::api {
 
-dsv3_request_statistics translate(const RequestStatistics& s) {
-  dsv3_request_statistics out = {};
-  out.prompt_tokens = s.prompt_tokens;
-  out.cached_tokens = s.cached_tokens;
-  out.generated_tokens = s.generated_tokens;
-  out.drafted_tokens = s.drafted_tokens;
-  out.accepted_tokens = s.accepted_tokens;
-  out.queue_ns = s.queue_ns;
-  out.prefill_ns = s.prefill_ns;
-  out.decode_ns = s.decode_ns;
-  out.first_token_ns = s.first_token_ns;
-  out.total_ns = s.total_ns;
-  out.decode_steps = s.decode_steps;
-  out.speculation_saved_ns = s.speculation_saved_ns;
-  out.pages = s.pages;
-  out.preemptions = s.preemptions;
-  return out;
-}
-
 Status read_request_options(const dsv3_request_options* options, RequestOptions* out) {
   dsv3_request_options o = kRequestDefaults;
   if (options != nullptr) DSV3_TRY(read_struct(options, "dsv3_request_options", &o));
@@ -297,17 +278,6 @@ void dsv3_request_cancel(const dsv3_request* request) {
   if (!is_live(request)) return;
   if (request->request->session().engine()->forked()) return;
   request->request->cancel_now();
-}
-
-dsv3_status dsv3_request_get_statistics(const dsv3_request* request, dsv3_request_statistics* out,
-                                        dsv3_error** error) {
-  return guarded(error, [&]() -> Status {
-    DSV3_TRY(check_handle(request, "request"));
-    DSV3_TRY(check_out_struct(out, "dsv3_request_statistics"));
-    DSV3_TRY(request->request->session().engine()->check_process());
-    fill_struct(out, translate(request->request->statistics()));
-    return {};
-  });
 }
 
 void dsv3_request_free(dsv3_request* request) { free_handle(request, dsv3_request::kMagic); }

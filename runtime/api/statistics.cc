@@ -1,8 +1,6 @@
-// What a context has done, for people and programs that watch it.
-#include <cstdlib>
-#include <cstring>
+// What a context and its requests have done, for people and programs that watch them.
+#include <algorithm>
 #include <memory>
-#include <new>
 #include <string>
 
 #include "runtime/api/handles.h"
@@ -13,7 +11,7 @@ using namespace dsv3::api;  // NOLINT
 
 namespace {
 
-// Name and value of each counter: the one list that the struct and the JSON text share.
+// Name and value of each counter: the one list that a struct and its JSON text share.
 template <class Fn>
 void for_each_counter(const EngineStatistics& s, dsv3_context_statistics* out, Fn fn) {
   const auto put = [&](const char* name, uint64_t* field, uint64_t value) {
@@ -41,11 +39,46 @@ void for_each_counter(const EngineStatistics& s, dsv3_context_statistics* out, F
   put("refusals", &out->refusals, s.cache.refusals);
 }
 
+template <class Fn>
+void for_each_counter(const RequestStatistics& s, dsv3_request_statistics* out, Fn fn) {
+  const auto put = [&](const char* name, auto* field, auto value) {
+    *field = value;
+    fn(name, value);
+  };
+  put("prompt_tokens", &out->prompt_tokens, s.prompt_tokens);
+  put("cached_tokens", &out->cached_tokens, s.cached_tokens);
+  put("generated_tokens", &out->generated_tokens, s.generated_tokens);
+  put("drafted_tokens", &out->drafted_tokens, s.drafted_tokens);
+  put("accepted_tokens", &out->accepted_tokens, s.accepted_tokens);
+  put("queue_ns", &out->queue_ns, s.queue_ns);
+  put("prefill_ns", &out->prefill_ns, s.prefill_ns);
+  put("decode_ns", &out->decode_ns, s.decode_ns);
+  put("first_token_ns", &out->first_token_ns, s.first_token_ns);
+  put("total_ns", &out->total_ns, s.total_ns);
+  put("decode_steps", &out->decode_steps, s.decode_steps);
+  put("speculation_saved_ns", &out->speculation_saved_ns, s.speculation_saved_ns);
+  put("pages", &out->pages, s.pages);
+  put("preemptions", &out->preemptions, s.preemptions);
+}
+
+template <class Struct, class Statistics>
+Struct struct_of(const Statistics& s) {
+  Struct out = {};
+  for_each_counter(s, &out, [](const char*, auto) {});
+  return out;
+}
+
+template <class Struct, class Statistics>
+Json json_of(const Statistics& s) {
+  Json json = Json::object();
+  Struct unused = {};
+  for_each_counter(s, &unused, [&](const char* name, auto value) { json[name] = value; });
+  return json;
+}
+
 std::string statistics_json(const EngineStatistics& s, const std::vector<uint64_t>& load,
                             int64_t experts) {
-  Json json = Json::object();
-  dsv3_context_statistics unused = {};
-  for_each_counter(s, &unused, [&](const char* name, uint64_t value) { json[name] = value; });
+  Json json = json_of<dsv3_context_statistics>(s);
   Json layers = Json::array();
   for (size_t at = 0; experts > 0 && at < load.size(); at += static_cast<size_t>(experts)) {
     const auto row = load.begin() + static_cast<std::ptrdiff_t>(at);
@@ -57,6 +90,10 @@ std::string statistics_json(const EngineStatistics& s, const std::vector<uint64_
 
 }  // namespace
 
+dsv3_request_statistics dsv3::api::translate(const RequestStatistics& s) {
+  return struct_of<dsv3_request_statistics>(s);
+}
+
 extern "C" {
 
 dsv3_status dsv3_context_get_statistics(const dsv3_context* context,
@@ -65,9 +102,7 @@ dsv3_status dsv3_context_get_statistics(const dsv3_context* context,
     DSV3_TRY(check_handle(context, "context"));
     DSV3_TRY(check_out_struct(statistics, "dsv3_context_statistics"));
     DSV3_TRY(context->engine->check_process());
-    dsv3_context_statistics out = {};
-    for_each_counter(context->engine->statistics(), &out, [](const char*, uint64_t) {});
-    fill_struct(statistics, out);
+    fill_struct(statistics, struct_of<dsv3_context_statistics>(context->engine->statistics()));
     return {};
   });
 }
@@ -80,12 +115,50 @@ dsv3_status dsv3_context_get_statistics_json(const dsv3_context* context, char**
     DSV3_TRY(context->engine->check_process());
     std::vector<uint64_t> load;
     const EngineStatistics statistics = context->engine->statistics(&load);
-    const std::string text =
-        statistics_json(statistics, load, context->engine->model().config().n_routed_experts);
-    auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
-    if (copy == nullptr) throw std::bad_alloc();
-    std::memcpy(copy, text.c_str(), text.size() + 1);
-    *json = copy;
+    *json = new_string(
+        statistics_json(statistics, load, context->engine->model().config().n_routed_experts));
+    return {};
+  });
+}
+
+dsv3_status dsv3_context_get_expert_load(const dsv3_context* context, uint64_t* counts,
+                                         uint64_t capacity, uint64_t* needed, uint64_t* experts,
+                                         dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(context, "context"));
+    DSV3_TRY(check_buffer(counts, capacity, needed));
+    DSV3_TRY(context->engine->check_process());
+    std::vector<uint64_t> load;
+    context->engine->statistics(&load);
+    if (needed != nullptr) *needed = load.size();
+    if (experts != nullptr) {
+      *experts = static_cast<uint64_t>(context->engine->model().config().n_routed_experts);
+    }
+    if (capacity == 0) return {};
+    if (capacity < load.size()) return buffer_too_small(load.size(), capacity);
+    std::copy(load.begin(), load.end(), counts);
+    return {};
+  });
+}
+
+dsv3_status dsv3_request_get_statistics(const dsv3_request* request, dsv3_request_statistics* out,
+                                        dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(request, "request"));
+    DSV3_TRY(check_out_struct(out, "dsv3_request_statistics"));
+    DSV3_TRY(request->request->session().engine()->check_process());
+    fill_struct(out, translate(request->request->statistics()));
+    return {};
+  });
+}
+
+dsv3_status dsv3_request_get_statistics_json(const dsv3_request* request, char** json,
+                                             dsv3_error** error) {
+  return guarded(error, [&]() -> Status {
+    DSV3_TRY(check_handle(request, "request"));
+    DSV3_TRY(check_out(json, "json"));
+    DSV3_TRY(request->request->session().engine()->check_process());
+    *json = new_string(json_of<dsv3_request_statistics>(request->request->statistics()).dump());
     return {};
   });
 }

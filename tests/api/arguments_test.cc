@@ -107,6 +107,11 @@ TEST_CASE("NULL where something is required") {
   invalid(dsv3_context_create(f.model.get(), nullptr, nullptr, e.out()), "out");
   invalid(dsv3_context_get_info(nullptr, &context_info, e.out()), "context");
   invalid(dsv3_context_get_info(f.context.get(), nullptr, e.out()), "dsv3_context_info");
+  invalid(dsv3_context_get_expert_load(nullptr, &needed, 1, &needed, nullptr, e.out()), "context");
+  invalid(dsv3_context_get_expert_load(f.context.get(), nullptr, 1, &needed, nullptr, e.out()),
+          "buffer");
+  invalid(dsv3_context_get_expert_load(f.context.get(), nullptr, 0, nullptr, nullptr, e.out()),
+          "needed");
   invalid(dsv3_context_trace_start(nullptr, "x", 1000, e.out()), "context");
   invalid(dsv3_context_trace_start(f.context.get(), nullptr, 1000, e.out()), "path");
   const dsv3_write_fn write = [](void*, const void*, uint64_t) { return DSV3_OK; };
@@ -150,6 +155,8 @@ TEST_CASE("NULL where something is required") {
   invalid(dsv3_request_get_statistics(nullptr, &statistics, e.out()), "request");
   invalid(dsv3_request_get_statistics(f.request.get(), nullptr, e.out()),
           "dsv3_request_statistics");
+  invalid(dsv3_request_get_statistics_json(nullptr, &text, e.out()), "request");
+  invalid(dsv3_request_get_statistics_json(f.request.get(), nullptr, e.out()), "json");
   invalid(dsv3_complete(nullptr, "a", 1, nullptr, 0, nullptr, &text, nullptr, e.out()), "context");
   invalid(dsv3_complete(f.context.get(), nullptr, 1, nullptr, 0, nullptr, &text, nullptr, e.out()),
           "prefix");

@@ -76,6 +76,54 @@ TEST_CASE("a context's counters are the sums of what its requests report") {
     // The first layer is dense; every row chooses four experts in the others.
     CHECK(sum == (layer == 0 || layer == 6 ? 0 : 4 * s.rows));
   }
+
+  // The same without JSON.
+  Error error;
+  uint64_t needed = 0, experts = 0;
+  REQUIRE(dsv3_context_get_expert_load(context.get(), nullptr, 0, &needed, &experts, error.out()) ==
+          DSV3_OK);
+  REQUIRE(needed == 7 * 16);
+  CHECK(experts == 16);
+  std::vector<uint64_t> counts(needed + 1, 99);
+  needed = experts = 0;
+  CHECK(dsv3_context_get_expert_load(context.get(), counts.data(), 7 * 16 - 1, &needed, &experts,
+                                     error.out()) == DSV3_E_BUFFER_TOO_SMALL);
+  CHECK(error.field() == "capacity");
+  CHECK(needed == 7 * 16);
+  CHECK(experts == 16);
+  CHECK(counts == std::vector<uint64_t>(7 * 16 + 1, 99));
+  REQUIRE(dsv3_context_get_expert_load(context.get(), counts.data(), 7 * 16, nullptr, nullptr,
+                                       error.out()) == DSV3_OK);
+  CHECK(counts.back() == 99);
+  for (size_t i = 0; i < 7 * 16; ++i) CHECK(load[i / 16][i % 16] == counts[i]);
+}
+
+TEST_CASE("a request's statistics as JSON") {
+  const SessionHandle session = session_with(100);
+  const RequestHandle request = start(session.get(), plain(20));
+  finish(request.get());
+  dsv3_request_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_request_get_statistics(request.get(), &s, nullptr) == DSV3_OK);
+  char* text = nullptr;
+  REQUIRE(dsv3_request_get_statistics_json(request.get(), &text, nullptr) == DSV3_OK);
+  const nlohmann::json json = nlohmann::json::parse(text);
+  dsv3_string_free(text);
+  CHECK(json == nlohmann::json{{"prompt_tokens", 100},
+                               {"cached_tokens", s.cached_tokens},
+                               {"generated_tokens", 20},
+                               {"drafted_tokens", 0},
+                               {"accepted_tokens", 0},
+                               {"queue_ns", s.queue_ns},
+                               {"prefill_ns", s.prefill_ns},
+                               {"decode_ns", s.decode_ns},
+                               {"first_token_ns", s.first_token_ns},
+                               {"total_ns", s.total_ns},
+                               {"decode_steps", s.decode_steps},
+                               {"speculation_saved_ns", s.speculation_saved_ns},
+                               {"pages", 2},
+                               {"preemptions", 0}});
+  CHECK(s.decode_ns > 0);
 }
 
 TEST_CASE("a trace holds the steps and the requests") {
