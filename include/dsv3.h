@@ -531,12 +531,14 @@ typedef void (*dsv3_notify_fn)(void *user);
  * have given, sampled or not. Drafts come from repetitions in the session's own text, from a
  * reference text that the caller expects the answer to follow (a file that is being edited), and
  * from the model's MTP module. */
-#define DSV3_SPECULATION_AUTO 0   /* as much as pays, by measured acceptance and step times */
-#define DSV3_SPECULATION_OFF 1    /* one token per step */
-#define DSV3_SPECULATION_ALWAYS 2 /* whatever can be drafted, whether it pays or not */
-#define DSV3_DRAFT_LOOKUP 1u      /* what came after the same tokens before */
-#define DSV3_DRAFT_REFERENCE 2u   /* along reference_tokens or reference_text */
-#define DSV3_DRAFT_MTP 4u         /* the model's multi-token prediction module, if it has one */
+#define DSV3_SPECULATION_AUTO 0 /* as much as pays, by measured acceptance and step times */
+#define DSV3_SPECULATION_OFF 1  /* one token per step */
+/* Whatever can be drafted, whether it pays or not: for measurements. Each step verifies up to 64 tokens
+ * then; where they are wrong, decoding takes several times as long. */
+#define DSV3_SPECULATION_ALWAYS 2
+#define DSV3_DRAFT_LOOKUP 1u    /* what came after the same tokens before */
+#define DSV3_DRAFT_REFERENCE 2u /* along reference_tokens or reference_text */
+#define DSV3_DRAFT_MTP 4u       /* the model's multi-token prediction module, if it has one */
 
 typedef struct dsv3_request_options {
   uint32_t struct_size;
@@ -584,8 +586,9 @@ typedef struct dsv3_request_options {
   int32_t max_draft_tokens; /* of one draft, at most 64; 0 (default): no other limit */
   int32_t reserved;         /* 0 */
   /* What the answer mostly copies, for DSV3_DRAFT_REFERENCE: tokens or text, not both; read while
-   * starting. It is followed through insertions, deletions, replacements and moves, and is no part of
-   * the prompt. NULL (default): none. */
+   * starting. It is followed through insertions, deletions, replacements and moves, however long it
+   * is, and is no part of the prompt. It takes up to 24 bytes a token until the request is freed. NULL
+   * (default): none. */
   const int32_t *reference_tokens;
   uint64_t reference_token_count;
   const char *reference_text;

@@ -2,8 +2,10 @@
 // guess of what comes now. The longest match in the session's own text wins, of equally long ones
 // the most recent.
 //
-// O(1) amortised per token, memory bounded by NgramIndex. Used by the engine's thread.
+// O(1) amortised per token, memory bounded by the window. Used by the engine's thread.
 #pragma once
+
+#include <algorithm>
 
 #include "runtime/engine/draft.h"
 #include "runtime/engine/ngram_index.h"
@@ -12,8 +14,12 @@ namespace dsv3 {
 
 class PromptLookup {
  public:
+  static constexpr int64_t kMaxWindow = 32768;  // tokens back that are looked at
+
   // For a sequence of about `expected` tokens. Allocates all it will need.
-  explicit PromptLookup(int64_t expected) : long_(kLong, expected), short_(kShort, expected) {}
+  explicit PromptLookup(int64_t expected)
+      : long_(kLong, std::min(expected, kMaxWindow)),
+        short_(kShort, std::min(expected, kMaxWindow)) {}
 
   // A draft of up to `most` tokens that follow `tokens`, which has grown since the last call (what
   // it was then is its beginning still); empty where nothing matches. Confidence: the match's

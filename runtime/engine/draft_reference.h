@@ -6,7 +6,8 @@
 // Works on tokens: where the answer is cut into other tokens than the reference, that is a
 // replacement like any other, over after the next token that both have.
 //
-// Used by the engine's thread. All memory is taken when it is made.
+// Used by the engine's thread. All memory is taken when it is made: any place in the reference is
+// found again, however far from its end.
 #pragma once
 
 #include <array>

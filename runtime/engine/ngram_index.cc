@@ -5,9 +5,8 @@
 
 namespace dsv3 {
 
-NgramIndex::NgramIndex(int32_t n, int64_t expected) : n_(n) {
-  const auto size =
-      std::bit_ceil(static_cast<uint64_t>(std::clamp<int64_t>(expected, 64, kMaxWindow)));
+NgramIndex::NgramIndex(int32_t n, int64_t positions) : n_(n) {
+  const auto size = std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(positions, 64)));
   mask_ = static_cast<int64_t>(size) - 1;
   head_.assign(size, -1);
   previous_.assign(size, -1);

@@ -1,7 +1,7 @@
 // Where a token sequence has had the same last tokens before: hash chains over its n-grams, as
 // compressors of the LZ77 family keep them. Adding a position is O(1); a search looks at the
 // kMaxCandidates most recent places and compares backwards. Memory is bounded: positions that are
-// further back than the window are forgotten.
+// further back than its window are forgotten.
 //
 // Used by the drafters (draft_lookup.h, draft_reference.h), on the engine's thread.
 #pragma once
@@ -14,13 +14,12 @@ namespace dsv3 {
 
 class NgramIndex {
  public:
-  static constexpr int64_t kMaxWindow = 32768;  // positions remembered
-  static constexpr int kMaxCandidates = 32;     // places one search looks at
-  static constexpr int64_t kMaxMatch = 32;      // tokens compared at each
+  static constexpr int kMaxCandidates = 32;  // places one search looks at
+  static constexpr int64_t kMaxMatch = 32;   // tokens compared at each
 
-  // N-grams of `n` tokens; room for `expected` positions, at most kMaxWindow. All memory is taken
-  // here.
-  NgramIndex(int32_t n, int64_t expected);
+  // N-grams of `n` tokens; the last `positions` at least are remembered, 8 to 16 bytes each. All
+  // memory is taken here.
+  NgramIndex(int32_t n, int64_t positions);
 
   // Makes the n-grams that end at positions up to `end` findable; text[0, end) as before, and grown
   // since. Each n-gram is added once.

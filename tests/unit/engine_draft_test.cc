@@ -139,7 +139,7 @@ TEST_CASE("lookup: what it finds is there, whatever the text and however it grew
 }
 
 TEST_CASE("lookup: a text longer than the window is no harm") {
-  constexpr size_t kLength = NgramIndex::kMaxWindow * 2 + 77;
+  constexpr size_t kLength = PromptLookup::kMaxWindow * 2 + 77;
   Tokens tokens(kLength);
   std::iota(tokens.begin(), tokens.end(), 0);
   for (size_t i = kLength - 4; i < kLength; ++i) tokens[i] -= 100;
@@ -198,6 +198,18 @@ TEST_CASE("reference: an answer that begins with something else is found all the
   const Tokens from = words(old);
   const Tokens to = words("Sure, here is the whole file after the change:\n\n```python\n" + old);
   CHECK(steps_with_reference(from, to) <= from.size() / 49 + 30);
+}
+
+TEST_CASE("reference: any place of a long one is found again") {
+  const Tokens reference = random_tokens(100'000, 3, 3000);
+  for (const std::ptrdiff_t at : {0, 20'000, 50'000, 99'000}) {
+    CAPTURE(at);
+    // Something else first, so that the place is not found for being the beginning.
+    Tokens answer = random_tokens(5, 8, 3000);
+    answer.insert(answer.end(), reference.begin() + at, reference.begin() + at + 500);
+    // Five tokens must agree before a place so far away is believed.
+    CHECK(steps_with_reference(reference, answer) <= 5 + 5 + 500 / 49 + 1);
+  }
 }
 
 TEST_CASE("reference: cut into other tokens at the seam") {
