@@ -57,7 +57,7 @@ class PrivateDirectory {
   Status write(const std::string& name, std::span<const std::span<const std::byte>> parts) const;
   bool contains(const std::string& name) const;
   void touch(const std::string& name) const;  // now is its used_ns
-  // True when it is gone by this call.
+  // A file, or an empty directory in a file's place. True when it is gone by this call.
   bool remove(const std::string& name) const;
   // Whether a name is that of a file that is being written (or was, by a process that died).
   static bool is_temporary(const std::string& name);

@@ -191,7 +191,8 @@ void PrivateDirectory::touch(const std::string& name) const {
 }
 
 bool PrivateDirectory::remove(const std::string& name) const {
-  return ::unlinkat(fd_, name.c_str(), 0) == 0;
+  if (::unlinkat(fd_, name.c_str(), 0) == 0) return true;
+  return errno == EISDIR && ::unlinkat(fd_, name.c_str(), AT_REMOVEDIR) == 0;
 }
 
 bool PrivateDirectory::is_temporary(const std::string& name) {

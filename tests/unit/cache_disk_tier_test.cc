@@ -137,6 +137,16 @@ TEST_CASE("damaged pages are not found, and go") {
     CHECK(has(t.get(), tokens(64), 1));
     ::unlink(file.c_str());
   }
+  {  // Nor does an empty directory.
+    REQUIRE(t->put(tokens(64), page(1)).ok());
+    const std::string file = only_file(path);
+    ::unlink(file.c_str());
+    REQUIRE(::mkdir(file.c_str(), 0700) == 0);
+    CHECK_FALSE(has(t.get(), tokens(64), 1));
+    REQUIRE(t->put(tokens(64), page(1)).ok());
+    CHECK(has(t.get(), tokens(64), 1));
+    ::unlink(file.c_str());
+  }
   // Another prefix's good page under this one's name: a collision of hashes.
   REQUIRE(t->put(tokens(64), page(1)).ok());
   const std::string file = only_file(path);
