@@ -105,6 +105,7 @@ void Speculator::propose_mtp(DraftExperience* shared, int64_t others, int32_t mo
     const double ns = known > 0 ? known : kUnknownMtp * plain * depth;
     const DraftControl::Plan plan =
         control_.plan(shared, DraftSource::kMtp, kAnyProbability, depth, others, ns);
+    if (plan.length == 0) break;  // each further guess costs as much and is right less often
     if (plan.length != depth || plan.speedup <= best) continue;
     const bool clear = plan.speedup >= kClearGain * std::max(best, 1.0);
     // A trial of one token now and then, as of any draft, so that its costs are known.
