@@ -177,7 +177,7 @@ void run(const Options& o, Main& main) {
   options.cancel = interrupt.token();
   char* text = nullptr;
   call([&](dsv3_error** e) { return dsv3_benchmark(&options, &text, e); });
-  const Json result = take_json(text);
+  const Json result = Json::parse(take_text(text));
   if (!o.plot.empty()) {
     std::ofstream file(o.plot, std::ios::binary | std::ios::trunc);
     file << plot_of(result);

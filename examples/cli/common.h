@@ -158,8 +158,8 @@ std::vector<int32_t> tokenize(const dsv3_model* model, std::string_view text, ui
 std::string detokenize(const dsv3_model* model, const int32_t* tokens, size_t count,
                        uint32_t flags);
 dsv3_model_info model_info(const dsv3_model* model);
-// Of a text that the library made; frees it.
-Json take_json(char* text);
+// A text that the library made; frees it.
+std::string take_text(char* text);
 // A JSON array of token ids; `where` opens the message of the error.
 std::vector<int32_t> parse_ids(const Json& array, const std::string& where);
 

@@ -43,10 +43,10 @@ class Streamer {
 
 Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
-Json statistics_json(const dsv3_request* request) {
+std::string statistics_json(const dsv3_request* request) {
   char* text = nullptr;
   call([&](dsv3_error** e) { return dsv3_request_get_statistics_json(request, &text, e); });
-  return take_json(text);
+  return take_text(text);
 }
 
 Json token_json(const TokenRecord& token, int32_t logprobs) {
@@ -154,7 +154,7 @@ Generation generate(dsv3_session* session, const dsv3_request_options& options,
       if (output.json_events) {
         Json line = {{"event", "finished"}};
         line.update(finish_json(result));
-        line["statistics"] = result.statistics_json;
+        line["statistics"] = Json::parse(result.statistics_json);
         write_json(line);
       }
       return result;
@@ -172,7 +172,7 @@ Json to_json(const dsv3_model* model, const Generation& g, int32_t logprobs) {
       out["tokens"][i]["text"] = detokenize(model, &g.tokens[i].id, 1, 0);
     }
   }
-  out["statistics"] = g.statistics_json;
+  out["statistics"] = Json::parse(g.statistics_json);
   return out;
 }
 

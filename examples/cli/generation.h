@@ -27,7 +27,7 @@ struct Generation {
   int32_t stop_token = -1;
   std::string stop_string;
   dsv3_request_statistics statistics = {};
-  Json statistics_json;
+  std::string statistics_json;  // the same as text
 };
 
 // Generates after the session's sequence and streams what comes in the form that `output` asks for
