@@ -161,14 +161,19 @@ struct AttentionJob {
   int32_t first_query(const Block& block, int64_t key) const {
     return static_cast<int32_t>(std::max<int64_t>(0, key - block.first_position())) * block.heads;
   }
-  // W times the rows of `s.input_rows`; use(row, column, count, values) gets the results.
+  // A head's W times the rows of `s.input_rows`; use(row, column, count, values) gets the results.
   template <class Use>
-  void multiply(const Matrix& w, AttentionScratch& s, int32_t rows, int worker, Use use) const;
+  void multiply(std::span<const Matrix> heads, int32_t head, AttentionScratch& s, int32_t rows,
+                int worker, Use use) const;
 };
 
 template <class Use>
-void AttentionJob::multiply(const Matrix& w, AttentionScratch& s, int32_t rows, int worker,
-                            Use use) const {
+void AttentionJob::multiply(std::span<const Matrix> heads, int32_t head, AttentionScratch& s,
+                            int32_t rows, int worker, Use use) const {
+  const Matrix& w = heads[static_cast<size_t>(head)];
+  // Threads that are as fast as each other take turns.
+  const auto then = static_cast<size_t>(head + device->threads());
+  const uint8_t* after = then < heads.size() ? tile_data(heads[then], 0) : nullptr;
   auto& scratch = device->workers_[static_cast<size_t>(worker)];
   GemmArgs g;
   g.w = tiled(w);
@@ -180,6 +185,7 @@ void AttentionJob::multiply(const Matrix& w, AttentionScratch& s, int32_t rows, 
   const auto tiles = static_cast<int32_t>(tiles_of(w.n));
   for (g.tile = 0; g.tile < tiles; g.tile += kGroupTiles) {
     g.tiles = std::min(kGroupTiles, tiles - g.tile);
+    g.next = g.tile + g.tiles < tiles ? tile_data(w, g.tile + g.tiles) : after;
     device->micro_->gemm(g);
     const int32_t column = g.tile * kTileN;
     const int32_t count = std::min(g.tiles * kTileN, w.n - column);
@@ -203,9 +209,10 @@ void AttentionJob::absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf quer
     micro.pack(micro.native, q + shape.qk_nope_head_dim, shape.qk_rope_head_dim, rope_padded,
                query_of(r) + static_cast<size_t>(shape.kv_lora_rank) * size);
   }
-  multiply(w, s, rows, worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
+  const auto keep = [&](int32_t r, int32_t column, int32_t count, const float* v) {
     micro.pack(micro.native, v, count, count, query_of(r) + static_cast<size_t>(column) * size);
-  });
+  };
+  multiply(args->w_uk, head, s, rows, worker, keep);
 }
 
 // part, max and sum of the keys [begin, begin + kKeySplit) that the block has.
@@ -300,11 +307,11 @@ template <class RowOf>
 void AttentionJob::project(int32_t head, int32_t rows, RowOf row_of, AttentionScratch& s,
                            int worker) const {
   const MlaShape& shape = args->shape;
-  const Matrix& w = args->w_uv[static_cast<size_t>(head)];
-  multiply(w, s, rows, worker, [&](int32_t r, int32_t column, int32_t count, const float* v) {
+  const auto keep = [&](int32_t r, int32_t column, int32_t count, const float* v) {
     std::copy_n(v, count,
                 args->out.get() + (row_of(r) * shape.heads + head) * shape.v_head_dim + column);
-  });
+  };
+  multiply(args->w_uv, head, s, rows, worker, keep);
 }
 
 // A later row's latent weighs nothing in an earlier row, but zero times NaN or infinity is NaN:

@@ -45,6 +45,11 @@ TiledWeights tiled(const Matrix& w) {
   return t;
 }
 
+const uint8_t* tile_data(const Matrix& w, int32_t tile) {
+  return reinterpret_cast<const uint8_t*>(w.data.get()) +
+         matrix_bytes(w.dtype, w.layout, int64_t{tile} * kTileN, w.k);
+}
+
 double gemm_ns(const Matrix& w, int64_t rows) {
   const double weights = static_cast<double>(w.n) * w.k;
   return static_cast<double>(matrix_bytes(w.dtype, w.layout, w.n, w.k)) / 30 +

@@ -113,6 +113,11 @@ inline size_t packed_bytes(Activation type, int32_t k) {
   return packed_offset(type, packed_values(type, k));
 }
 TiledWeights tiled(const Matrix& w);
+const uint8_t* tile_data(const Matrix& w, int32_t tile);
+// Are the matrix's tiles long enough that telling gemm what comes next (GemmArgs::next) pays?
+inline bool has_long_tiles(const Matrix& w) {
+  return matrix_bytes(w.dtype, w.layout, kTileN, w.k) >= 8 * 1024;
+}
 // Estimated nanoseconds of multiplying `rows` rows by the matrix on one thread.
 double gemm_ns(const Matrix& w, int64_t rows);
 

@@ -15,13 +15,21 @@ struct FfnJob {
   int32_t up_tiles;          // of one task of phase 1
   int32_t down_tiles;        // of one task of phase 2
   int32_t shared_tasks = 0;  // of phase 1, when they are spread among the others
+  bool long_tiles = false;   // gemm is told what comes next
 
   static void up_task(void* context, int position, int worker);
   static void down_task(void* context, int task, int worker);
 
   GemmArgs gemm_args(const Matrix& w, const void* const* rows, int32_t count, int worker) const;
-  void activate(const FfnGroup& group, int32_t first_cell, int32_t first, int32_t rows,
-                int32_t tile, int32_t tiles, int worker) const;
+  // What a task of phase 1 computes: columns from tile `tile` on, of rows [first_row, ...) of a
+  // group.
+  struct UpPart {
+    size_t group;
+    int32_t tile, first_row;
+  };
+  UpPart up_part(int position) const;
+  void activate(const UpPart& part, int32_t tile, int32_t tiles, const uint8_t* next,
+                int worker) const;
   void sum_slots(int32_t column, int32_t count, int worker) const;
   // The shared experts are the last group and have every row: in a step of some rows they wait for
   // arithmetic, the others for memory, so they are spread among them. In a step of many rows
@@ -29,6 +37,10 @@ struct FfnJob {
   static constexpr int32_t kSpreadRows = 64;
   bool spreads() const { return args->groups.size() > 1 && args->rows <= kSpreadRows; }
   int32_t up_task_at(int32_t position) const;
+  // Every other task of phase 2 begins with the shared experts.
+  size_t first_down_group(int task) const {
+    return shared_tasks > 0 && task % 2 == 1 ? args->groups.size() - 1 : 0;
+  }
 };
 
 namespace {
@@ -54,8 +66,12 @@ GemmArgs FfnJob::gemm_args(const Matrix& w, const void* const* rows, int32_t cou
 }
 
 // silu(gate x) * (up x) of some columns and rows of a group, rounded for `down`.
-void FfnJob::activate(const FfnGroup& group, int32_t first_cell, int32_t first, int32_t rows,
-                      int32_t tile, int32_t tiles, int worker) const {
+void FfnJob::activate(const UpPart& part, int32_t tile, int32_t tiles, const uint8_t* next,
+                      int worker) const {
+  const FfnGroup& group = args->groups[part.group];
+  const int32_t first_cell = device->ffn_first_cell_[part.group];
+  const int32_t first = part.first_row;
+  const int32_t rows = std::min(kPanelRows, group.count - first);
   const FfnWeights& w = *group.weights;
   const Micro& micro = *device->micro_;
   const auto inputs = [&](const Matrix& m) {
@@ -67,6 +83,8 @@ void FfnJob::activate(const FfnGroup& group, int32_t first_cell, int32_t first, 
   gate.tile = up.tile = tile;
   gate.tiles = up.tiles = tiles;
   up.out += kPanelRows * kGroupColumns;
+  if (long_tiles) gate.next = tile_data(w.up, tile);
+  up.next = next;
   micro.gemm(gate);
   micro.gemm(up);
   const Activation type = activation_for(micro, w.down);
@@ -96,24 +114,35 @@ int32_t FfnJob::up_task_at(int32_t position) const {
   return shared_before(position + 1) > before ? routed + before : position - before;
 }
 
-void FfnJob::up_task(void* context, int position, int worker) {
-  const FfnJob& job = *static_cast<FfnJob*>(context);
-  const auto& first_task = job.device->ffn_first_task_;
-  const auto groups = job.args->groups;
-  const int32_t task = job.up_task_at(position);
+FfnJob::UpPart FfnJob::up_part(int position) const {
+  const auto& first_task = device->ffn_first_task_;
+  const auto groups = args->groups;
+  const int32_t task = up_task_at(position);
   const auto end = first_task.begin() + static_cast<int64_t>(groups.size());
   const auto index =
       static_cast<size_t>(std::upper_bound(first_task.begin(), end, task) - first_task.begin() - 1);
-  const FfnGroup& group = groups[index];
-  const int32_t panels = panels_of(group.count);
+  const int32_t panels = panels_of(groups[index].count);
   const int32_t local = task - first_task[index];
-  const int32_t first = local % panels * kPanelRows;
-  const int32_t begin = local / panels * job.up_tiles;
-  const auto tiles = static_cast<int32_t>(tiles_of(group.weights->gate.n));
-  for (int32_t tile = begin; tile < std::min(tiles, begin + job.up_tiles); tile += kGroupTiles) {
-    const int32_t count = std::min({kGroupTiles, tiles - tile, begin + job.up_tiles - tile});
-    job.activate(group, job.device->ffn_first_cell_[index], first,
-                 std::min(kPanelRows, group.count - first), tile, count, worker);
+  return {index, local / panels * up_tiles, local % panels * kPanelRows};
+}
+
+void FfnJob::up_task(void* context, int position, int worker) {
+  const FfnJob& job = *static_cast<FfnJob*>(context);
+  const UpPart part = job.up_part(position);
+  const Matrix& gate = job.args->groups[part.group].weights->gate;
+  const int32_t end = std::min(static_cast<int32_t>(tiles_of(gate.n)), part.tile + job.up_tiles);
+  // Threads that are as fast as each other take turns.
+  const uint8_t* after = nullptr;
+  if (const int next = position + job.device->threads();
+      job.long_tiles && next < job.device->ffn_first_task_[job.args->groups.size()]) {
+    const UpPart then = job.up_part(next);
+    after = tile_data(job.args->groups[then.group].weights->gate, then.tile);
+  }
+  for (int32_t tile = part.tile; tile < end; tile += kGroupTiles) {
+    const int32_t count = std::min(kGroupTiles, end - tile);
+    job.activate(part, tile, count,
+                 job.long_tiles && tile + count < end ? tile_data(gate, tile + count) : after,
+                 worker);
   }
 }
 
@@ -142,17 +171,24 @@ void FfnJob::down_task(void* context, int task, int worker) {
   const int32_t tile = task * job.down_tiles;
   const int32_t tile_count = std::min(job.down_tiles, tiles - tile);
   const size_t groups = job.args->groups.size();
-  // Every other task begins with the shared experts.
-  const size_t turn = job.shared_tasks > 0 && task % 2 == 1 ? groups - 1 : 0;
+  const int32_t threads = job.device->threads();
   for (size_t j = 0; j < groups; ++j) {
-    const size_t i = (turn + j) % groups;
+    const size_t i = (job.first_down_group(task) + j) % groups;
     const FfnGroup& group = job.args->groups[i];
     const int32_t cell = job.device->ffn_first_cell_[i];
+    // Then the same columns of the next group; after the last, another task's of the first.
+    const bool last = j + 1 == groups;
+    const size_t then = last ? job.first_down_group(task + threads) : (i + 1) % groups;
+    const int32_t then_tile = last ? tile + threads * job.down_tiles : tile;
+    const uint8_t* next = nullptr;
+    if (job.long_tiles && then_tile < tiles)
+      next = tile_data(job.args->groups[then].weights->down, then_tile);
     for (int32_t first = 0; first < group.count; first += kPanelRows) {
       GemmArgs g = job.gemm_args(group.weights->down, job.device->ffn_hidden_.get() + cell + first,
                                  std::min(kPanelRows, group.count - first), worker);
       g.tile = tile;
       g.tiles = tile_count;
+      g.next = next;
       g.out = scratch.ffn_cells.get() + int64_t{cell + first} * kGroupColumns;
       job.device->micro_->gemm(g);
     }
@@ -185,6 +221,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   double ns = 0;
   int64_t width_tiles = 0;
   for (const FfnGroup& group : args.groups) {
+    job.long_tiles |= has_long_tiles(group.weights->gate);
     wanted[static_cast<size_t>(activation_for(*micro_, group.weights->gate))] = true;
     wanted[static_cast<size_t>(activation_for(*micro_, group.weights->up))] = true;
     ns += 2 * gemm_ns(group.weights->gate, group.count) + gemm_ns(group.weights->down, group.count);

@@ -27,6 +27,7 @@ struct LinearJob {
     TiledWeights w;
     int32_t chunk_tiles, panels, first_task;
     size_t first_row;  // in packed_rows_
+    bool long_tiles;
   };
 
   CpuDevice* device = nullptr;
@@ -37,7 +38,14 @@ struct LinearJob {
   int32_t tasks = 0, pack_tasks = 0;
   double ns = 0;
 
+  // What a task multiplies: from the layer's tile `tile` on, panel by panel.
+  struct Part {
+    const Layer* layer;
+    int32_t tile, first_row;
+  };
+
   bool add(const LinearArgs& a);
+  Part part_of(int task) const;
   size_t find_input(const LinearArgs& a, Activation type);
   void pack_rows(const Input& in, int32_t begin, int32_t end) const;
   void run();
@@ -82,7 +90,8 @@ bool LinearJob::add(const LinearArgs& a) {
   const size_t first_row = find_input(a, type);
   if (first_row == kNone) return false;
   Layer& layer = layers[layer_count++];
-  layer = {&a, tiled(a.w), 0, (a.rows + kPanelRows - 1) / kPanelRows, tasks, first_row};
+  layer = {&a,        tiled(a.w),         0, (a.rows + kPanelRows - 1) / kPanelRows, tasks,
+           first_row, has_long_tiles(a.w)};
   // Chunks of whole tile groups: enough weights per task to be worth taking, enough tasks to even
   // out.
   const auto tile_bytes = static_cast<double>(matrix_bytes(a.w.dtype, a.w.layout, kTileN, a.w.k));
@@ -130,17 +139,28 @@ void LinearJob::pack_task(void* context, int task, int) {
   }
 }
 
+LinearJob::Part LinearJob::part_of(int task) const {
+  size_t index = 0;
+  while (index + 1 < layer_count && task >= layers[index + 1].first_task) ++index;
+  const Layer& layer = layers[index];
+  task -= layer.first_task;
+  return {&layer, task / layer.panels * layer.chunk_tiles, task % layer.panels * kPanelRows};
+}
+
 void LinearJob::gemm_task(void* context, int task, int worker) {
   const LinearJob& job = *static_cast<LinearJob*>(context);
-  size_t index = 0;
-  while (index + 1 < job.layer_count && task >= job.layers[index + 1].first_task) ++index;
-  const Layer& layer = job.layers[index];
+  const auto [part_layer, chunk, first] = job.part_of(task);
+  const Layer& layer = *part_layer;
   const LinearArgs& a = *layer.args;
   auto& scratch = job.device->workers_[static_cast<size_t>(worker)];
-  const int32_t first = (task - layer.first_task) % layer.panels * kPanelRows;
-  const int32_t chunk = (task - layer.first_task) / layer.panels * layer.chunk_tiles;
   const auto end =
       static_cast<int32_t>(std::min<int64_t>(tiles_of(a.w.n), chunk + layer.chunk_tiles));
+  // Threads that are as fast as each other take turns.
+  const uint8_t* after = nullptr;
+  if (const int next = task + job.device->threads(); layer.long_tiles && next < job.tasks) {
+    const Part part = job.part_of(next);
+    after = tile_data(part.layer->args->w, part.tile);
+  }
   GemmArgs g;
   g.w = layer.w;
   g.rows = std::min(kPanelRows, a.rows - first);
@@ -150,6 +170,8 @@ void LinearJob::gemm_task(void* context, int task, int worker) {
   g.scratch = scratch.gemm.get();
   for (g.tile = chunk; g.tile < end; g.tile += kGroupTiles) {
     g.tiles = std::min(kGroupTiles, end - g.tile);
+    const bool more = layer.long_tiles && g.tile + g.tiles < end;
+    g.next = more ? tile_data(a.w, g.tile + g.tiles) : after;
     job.device->micro_->gemm(g);
     const int32_t column = g.tile * kTileN;
     const int32_t count = std::min(g.tiles * kTileN, a.w.n - column);

@@ -62,6 +62,9 @@ struct GemmArgs {
   float* out = nullptr;     // [rows][16 tiles], overwritten
   int64_t out_stride = 0;   // elements
   void* scratch = nullptr;  // kGemmScratch bytes, 64-byte aligned
+  // The tile that this thread will probably read next: its beginning is fetched while this call
+  // comes to its end. What follows in memory is mostly some other thread's. Null: nothing is.
+  const uint8_t* next = nullptr;
 };
 
 // 64 columns of BF16 pairs against some rows: w[pair][64][2], as a latent page holds its keys and
