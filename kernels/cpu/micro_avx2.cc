@@ -42,6 +42,7 @@ struct Avx2 {
   static constexpr int kMxRows = 2;
   static constexpr int kMxTiles = 1;
   static constexpr int kMxDirect = 2;
+  static constexpr int kMxAhead = 0;
   struct Sum {
     __m256i sum, part;
     void begin(int32_t offset) {

@@ -16,6 +16,7 @@ struct Avx512F : simd::Simd512<Avx512F> {
   static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 3;
   static constexpr int kMxDirect = 3;
+  static constexpr int kMxAhead = 0;
   struct Sum {
     __m512i sum, part;
     void begin(int32_t offset) {

@@ -19,6 +19,7 @@ struct Avx512 : simd::Simd512<Avx512> {
   static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 4;
   static constexpr int kMxDirect = 8;
+  static constexpr int kMxAhead = 6 * mx::kGroupBytes;
   struct Sum {
     __m512i sum;
     void begin(int32_t offset) { sum = _mm512_set1_epi32(offset); }

@@ -10,7 +10,8 @@
 //
 // S offers, beside what micro_simd.h asks for: B (4 * kLanes bytes of weights, for kLanes rows),
 // kMxUnsigned (weights are stored as 0..24: twelve too much), kMxRows and kMxTiles (of a register
-// block), kMxDirect (as many rows widen the weights in registers), Sum with
+// block), kMxDirect (as many rows widen the weights in registers), kMxAhead (bytes; see fetch), Sum
+// with
 //   begin(offset) / dot(b, x) (adds four products for each row; x: four activations) / half() after
 //   four of a block's eight dots / total() (vector I),
 // mx_widen(p, lo, hi): 4 * kLanes packed bytes to weights, mx_scales(p): kLanes E8M0 codes to V.
@@ -114,10 +115,23 @@ inline void add_block(typename S::V scale, const I8Block* x, const typename S::S
 
 // --- a few rows: weights are widened in registers and used at once
 
-// Block `block` of kT tiles. w: where the block's weights begin, scales: its scales.
+// One row's weights come from memory, so they are fetched far ahead, into L2 (or not at all where
+// S::kMxAhead is 0); more rows take their time.
+template <class S, int kR>
+inline void fetch(const uint8_t* p) {
+  if constexpr (kR > 1) {
+    __builtin_prefetch(p);
+  } else if constexpr (S::kMxAhead > 0) {
+    __builtin_prefetch(p, 0, 2);
+  }
+}
+
+// Block `block` of kT tiles. w: where the block's weights begin, scales: its scales, ahead: what to
+// fetch meanwhile of the first tile.
 template <class S, int kR, int kT>
 inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride,
-                         const I8Block* const* x, float* out, int64_t out_stride) {
+                         const uint8_t* ahead, const I8Block* const* x, float* out,
+                         int64_t out_stride) {
   constexpr int kVectors = 16 / S::kLanes;
   for (int v = 0; v < kVectors; ++v) {
     typename S::Sum sum[kR][kT];
@@ -132,7 +146,7 @@ inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride
       for (int t = 0; t < kT; ++t) {
         typename S::B lo, hi;
         const uint8_t* p = w + t * stride + i * 64 + v * 4 * S::kLanes;
-        if (kR > 1 && v == 0) __builtin_prefetch(p + kPrefetch);
+        if (v == 0) fetch<S, kR>(ahead + t * stride + i * 64);
         S::mx_widen(p, &lo, &hi);
 #pragma GCC unroll 8
         for (int r = 0; r < kR; ++r) {
@@ -159,11 +173,17 @@ inline void direct_tiles(const GemmArgs& a, const Tiles& w, int32_t row, int32_t
   for (int r = 0; r < kR; ++r) x[r] = static_cast<const I8Block*>(a.x[row + r]);
   float* out = a.out + row * a.out_stride + 16 * tile;
   const uint8_t* p = w.data + tile * w.stride;
+  const uint8_t* const end = p + w.stride;
+  const uint8_t* after = p + kT * w.stride;
+  if (tile + kT >= a.tiles) after = a.next != nullptr ? a.next : p;  // which is there already
   for (int32_t b = 0; b < w.blocks; b += kGroup, p += kGroupBytes) {
     const int32_t count = w.blocks - b < kGroup ? w.blocks - b : kGroup;
+    const uint8_t* ahead = p + (kR == 1 ? S::kMxAhead : kPrefetch);
+    if (ahead >= end) ahead = after + (ahead - end);
+    for (int t = 0; t < kT; ++t) fetch<S, kR>(ahead + t * w.stride);
     for (int32_t i = 0; i < count; ++i) {
-      direct_block<S, kR, kT>(p + kScaleBytes + i * kBlockBytes, p + 16 * i, w.stride, x, out,
-                              a.out_stride);
+      direct_block<S, kR, kT>(p + kScaleBytes + i * kBlockBytes, p + 16 * i, w.stride,
+                              ahead + kScaleBytes + i * kBlockBytes, x, out, a.out_stride);
       for (int r = 0; r < kR; ++r) ++x[r];
     }
   }
@@ -172,8 +192,8 @@ inline void direct_tiles(const GemmArgs& a, const Tiles& w, int32_t row, int32_t
 template <class S, int kR>
 inline void direct_rows(const GemmArgs& a, const Tiles& w, int32_t row) {
   // One row is as fast as memory: tile after tile it is a single stream, which a Zen 4 core reads
-  // at 79 % of what it reads without work, and four tiles side by side at 59 %, prefetched or not.
-  // More rows keep the core busy, and share a tile's activations among tiles.
+  // at 79 % of what it reads without work, and four tiles side by side at 59 %. More rows keep the
+  // core busy, and share a tile's activations among tiles.
   constexpr int kT = kR == 1 ? 1 : kR <= S::kMxDirect / 2 ? S::kMxTiles : (S::kMxTiles + 1) / 2;
   int32_t t = 0;
   for (; t + kT <= a.tiles; t += kT) direct_tiles<S, kR, kT>(a, w, row, t);

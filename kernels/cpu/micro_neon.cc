@@ -13,6 +13,7 @@ struct Neon : simd::SimdNeon<Neon> {
   // MXFP4: a block's eight products of at most 12 * 127 fit into 16 bits.
   static constexpr int kMxRows = 2;
   static constexpr int kMxDirect = 2;
+  static constexpr int kMxAhead = 0;
   struct Sum {
     int16x8_t low, high;  // rows 0 and 1, rows 2 and 3: four inputs each
     void begin(int32_t) { low = high = vdupq_n_s16(0); }

@@ -22,6 +22,7 @@ struct Neon : simd::SimdNeon<Neon> {
   // MXFP4
   static constexpr int kMxRows = 3;
   static constexpr int kMxDirect = 4;
+  static constexpr int kMxAhead = 0;
   struct Sum {
     int32x4_t sum;
     void begin(int32_t) { sum = vdupq_n_s32(0); }

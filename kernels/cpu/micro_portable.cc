@@ -44,6 +44,7 @@ struct Portable {
   static constexpr int kMxRows = 2;
   static constexpr int kMxTiles = 1;
   static constexpr int kMxDirect = 1;
+  static constexpr int kMxAhead = 0;
   struct Sum {
     B part{};
     I sum{};
