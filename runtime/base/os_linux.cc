@@ -317,15 +317,23 @@ void advise_huge_pages(void* p, size_t size) {
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-uint64_t resident_anonymous_bytes() {
+namespace {
+
+// A line of /proc/self/status that is in kilobytes.
+uint64_t status_bytes(const std::string& name) {
   std::ifstream in("/proc/self/status");
   std::string line;
   while (std::getline(in, line)) {
-    unsigned long long kib = 0;
-    if (std::sscanf(line.c_str(), "RssAnon: %llu kB", &kib) == 1) return kib * 1024;
+    if (line.rfind(name + ":", 0) == 0)
+      return std::strtoull(line.c_str() + name.size() + 1, nullptr, 10) * 1024;
   }
   return 0;
 }
+
+}  // namespace
+
+uint64_t resident_bytes() { return status_bytes("VmRSS"); }
+uint64_t resident_anonymous_bytes() { return status_bytes("RssAnon"); }
 
 uint64_t page_faults() {
   rusage usage{};

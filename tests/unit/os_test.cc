@@ -184,6 +184,7 @@ TEST_CASE("the machine is known") {
   CHECK(available_cpus() >= 1);
   CHECK(total_memory() > (uint64_t{1} << 26));
   CHECK(resident_anonymous_bytes() > 0);
+  CHECK(resident_bytes() > resident_anonymous_bytes());
   CHECK(monotonic_ns() > 0);
 }
 
