@@ -749,7 +749,7 @@ typedef struct dsv3_benchmark_options {
   int32_t repeats;        /* of every line, at least; the median counts; 1 to 100, default 5 */
   const char *model_path; /* a .dsv3 file; NULL: a synthetic model of `shape` */
   const char *shape;      /* "tiny", "v2-lite", "v3": random weights made in memory, no file */
-  int32_t layers;         /* of a synthetic model; 0 (default): all of the shape's */
+  int32_t layers;         /* of a synthetic model alone; 0 (default): all of the shape's */
   /* Types of a synthetic model's weights, as in dsv3_convert_options; it has FP8 matrices and a BF16
    * embedding and head otherwise. */
   int32_t ffn;
@@ -758,10 +758,10 @@ typedef struct dsv3_benchmark_options {
   int32_t quick;                       /* 1: the short lines only; default 0 */
   int32_t profile;                     /* 1: each line's time by operations as well; default 0 */
   int32_t scaling;                     /* 1: some lines on one thread as well; default 0 */
-  const dsv3_context_options *context; /* threads and kernels; may be NULL */
+  const dsv3_context_options *context; /* threads, pin_threads and kernels; may be NULL */
   dsv3_progress_fn progress;           /* in lines of the result */
   void *progress_user;
-  dsv3_cancel *cancel; /* may be NULL */
+  dsv3_cancel *cancel; /* looked at between layers; may be NULL */
 } dsv3_benchmark_options;
 
 DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint32_t struct_size);
@@ -770,8 +770,9 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
  * "model" and "lines", each line with its seconds, tokens_per_second, bytes, flops and
  * percent_of_limit: of all its bytes at the read bandwidth or all its operations at the multiply-add
- * peak, whichever takes longer; percent_by_operation is that taken for attention, dense layers, head
- * and each expert apart, one after the other. With `profile` also "profile", the time, bytes and flops
+ * peak (those of MXFP4 weights at the one of INT8 where the kernel set multiplies them so), whichever
+ * takes longer; percent_by_operation is that taken for attention, dense layers, head and each expert
+ * apart, one after the other. With `profile` also "profile", the time, bytes and flops
  * of each kind of operation in one more repeat. The line "first token" is the first step after
  * opening, measured once, with its page_faults. With `scaling` the first decoding line and the longest
  * prompt's are measured for one thread too, and "scaling" says how many times the figures of one

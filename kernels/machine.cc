@@ -68,6 +68,11 @@ const Peak* peak_of(std::string_view kernels) {
   return peak_portable();
 }
 
+// Whether the set multiplies MXFP4 weights with the dot products that int8_ops_per_second measures.
+bool has_int8_dot(std::string_view kernels) {
+  return kernels == "avx512bf16" || kernels == "neonbf16";
+}
+
 }  // namespace
 
 double median(std::vector<double> values) {
@@ -89,7 +94,6 @@ struct MachineProbe::Impl {
     return static_cast<double>(monotonic_ns() - begin) * 1e-9;
   }
   double read_rate() {
-    if (job.data == nullptr) return 0;
     const size_t tasks = std::min(job.bytes, kMemoryBytes) / kTaskBytes;
     ++job.pass;
     const double time = seconds(read_memory, static_cast<int>(tasks));
@@ -116,6 +120,7 @@ Result<std::unique_ptr<MachineProbe>> MachineProbe::create(const Device* device,
                                                            std::span<const uint8_t> memory) {
   auto impl = std::make_unique<Impl>();
   DSV3_ASSIGN(impl->pool, Pool::create(device->threads(), false));
+  impl->kernels = device->name();
   impl->job.peak = peak_of(device->name());
   impl->job.bytes = memory.size();
   if (memory.size() >= kMemoryBytes) impl->job.data = memory.data();
@@ -126,6 +131,10 @@ Result<std::unique_ptr<MachineProbe>> MachineProbe::create(const Device* device,
     std::memset(impl->buffer.get(), 1, bytes);
     impl->job.data = impl->buffer.get();
     impl->job.bytes = bytes;
+  }
+  if (impl->job.data == nullptr) {
+    return make_error(Code::kOutOfMemory, "no memory (%zu bytes) to measure reads of",
+                      64 * kTaskBytes);
   }
   return std::unique_ptr<MachineProbe>(new MachineProbe(std::move(impl)));
 }
@@ -149,7 +158,8 @@ MachineLimits MachineProbe::measure() {
         Impl::median_of([&] { return impl_->dot_rate(int8_peak_neondot); });
   }
 #endif
-  if (job.data == nullptr) return limits;  // no memory
+  const bool int8 = limits.int8_ops_per_second > 0 && has_int8_dot(impl_->kernels);
+  limits.four_bit_ops_per_second = int8 ? limits.int8_ops_per_second : limits.dot_flops_per_second;
   int best = 1;
   for (const int streams : {1, 2, 4, 8}) {
     job.streams = streams;

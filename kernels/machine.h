@@ -19,6 +19,8 @@ struct MachineLimits {
   double dot_flops_per_second = 0;
   const char* dot = "";            // "bf16" or "f32"
   double int8_ops_per_second = 0;  // the same of INT8 dot products; 0 where there are none
+  // The one of the two that the device's kernel set multiplies MXFP4 weights with.
+  double four_bit_ops_per_second = 0;
 };
 
 // Measures the limits with as many threads as a device has.
@@ -26,7 +28,8 @@ class MachineProbe {
  public:
   // Reads are measured on `memory` where it is 512 MiB or more, each pass on pieces from all over
   // it: on a machine with several memory nodes what one stretch delivers says little of another.
-  // Otherwise on 512 MiB of its own, in huge pages where the system gives them, or less.
+  // Otherwise on 512 MiB of its own, in huge pages where the system gives them, or less: 64 MiB at
+  // the least, or it is kOutOfMemory.
   static Result<std::unique_ptr<MachineProbe>> create(const Device* device,
                                                       std::span<const uint8_t> memory = {});
   ~MachineProbe();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <fstream>
 #include <memory>
+#include <utility>
 
 #include "commands.h"
 #include "common.h"
@@ -58,14 +59,19 @@ std::string profile_of(const Json& line, const Json& machine) {
 }
 
 std::string scaling_of(const Json& scaling) {
-  std::string out =
-      format("\n%d threads against one: reads %.2fx, multiply-adds %.2fx",
-             scaling["threads"].get<int>(), scaling["read_bytes_per_second"].get<double>(),
-             scaling["dot_flops_per_second"].get<double>());
-  for (const char* name : {"decode", "prefill"}) {
-    if (scaling.contains(name)) out += format(", %s %.2fx", name, scaling[name].get<double>());
+  // A model whose context is shorter than every prompt has only the first and the third.
+  constexpr std::pair<const char*, const char*> kNames[] = {
+      {"read_bytes_per_second", "reads"},
+      {"dot_flops_per_second", "multiply-adds"},
+      {"decode", "decode"},
+      {"prefill", "prefill"}};
+  std::string figures;
+  for (const auto& [field, name] : kNames) {
+    if (!scaling.contains(field)) continue;
+    figures +=
+        format("%s%s %.2fx", figures.empty() ? "" : ", ", name, scaling[field].get<double>());
   }
-  return out + "\n";
+  return format("\n%d threads against one: %s\n", scaling["threads"].get<int>(), figures.c_str());
 }
 
 void print_human(const Json& result) {
@@ -84,11 +90,11 @@ void print_human(const Json& result) {
   out += "\n";
   out += format(
       "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.3f s, "
-      "resident "
-      "%s\n\n",
+      "resident %s (%s without the file)\n\n",
       model["model_type"].get<std::string>().c_str(), model["num_hidden_layers"].get<int>(),
       human_count(model["parameters"]).c_str(), human_bytes(model["weight_bytes"]).c_str(),
       human_bytes(model["active_bytes_per_token"]).c_str(), model["load_seconds"].get<double>(),
+      human_bytes(model["resident_bytes"]).c_str(),
       human_bytes(model["resident_anonymous_bytes"]).c_str());
   out += format("%-30s %10s %9s %9s %10s %7s  %-21s %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
                 "spread", "of the limit", "by operation");
@@ -129,18 +135,38 @@ void print_human(const Json& result) {
 // A bar a line, as long as its percentage of the machine's limit.
 std::string plot_of(const Json& result) {
   const Json &lines = result["lines"], &machine = result["machine"];
-  const int row = 26, left = 230, width = 400;
-  const int height = 60 + row * static_cast<int>(lines.size());
+  const int row = 26, left = 230, width = 400, top = 82;
+  const int height = top + 16 + row * static_cast<int>(lines.size());
+  const auto colour_of = [](bool compute) { return compute ? "#c8793a" : "#3a7bc8"; };
   std::string svg = format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
       "font-family=\"sans-serif\" font-size=\"13\">\n"
       "<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n"
       "<text x=\"10\" y=\"24\" font-size=\"15\">Percent of the machine's limit</text>\n",
-      left + width + 170, height);
-  int y = 44;
+      left + width + 190, height);
+  svg += format(
+      "<text x=\"10\" y=\"46\" fill=\"#555\">%d layers, weights %s; %d threads, %s: %.1f GB/s, %s "
+      "%.0f GFLOP/s</text>\n",
+      result["model"]["num_hidden_layers"].get<int>(),
+      human_bytes(result["model"]["weight_bytes"]).c_str(), machine["threads"].get<int>(),
+      machine["kernels"].get<std::string>().c_str(),
+      machine["read_bytes_per_second"].get<double>() / 1e9,
+      machine["dot"].get<std::string>().c_str(),
+      machine["dot_flops_per_second"].get<double>() / 1e9);
+  int x = left;
+  for (const bool compute : {false, true}) {
+    svg += format(
+        "<rect x=\"%d\" y=\"57\" width=\"12\" height=\"12\" fill=\"%s\"/>"
+        "<text x=\"%d\" y=\"68\">%s</text>\n",
+        x, colour_of(compute), x + 18, compute ? "multiply-adds" : "bandwidth");
+    x += 110;
+  }
+  svg += format("<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">100 %%</text>\n", left + width,
+                top - 12);
+  int y = top;
   for (const Json& line : lines) {
     const double percent = line["percent_of_limit"];
-    const char* colour = line["limit"] == "compute" ? "#c8793a" : "#3a7bc8";
+    const char* colour = colour_of(line["limit"] == "compute");
     svg += format("<text x=\"10\" y=\"%d\">%s</text>\n", y + 14, line_name(line, machine).c_str());
     svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"18\" fill=\"%s\"/>\n", left, y,
                   std::min(percent, 100.0) * width / 100, colour);
@@ -149,8 +175,8 @@ std::string plot_of(const Json& result) {
                   line["tokens_per_second"].get<double>());
     y += row;
   }
-  svg += format("<line x1=\"%d\" y1=\"38\" x2=\"%d\" y2=\"%d\" stroke=\"#888\"/>\n", left + width,
-                left + width, y);
+  svg += format("<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" stroke=\"#888\"/>\n", left + width,
+                top - 6, left + width, y);
   return svg + "</svg>\n";
 }
 
@@ -158,6 +184,10 @@ void run(const Options& o, Main& main) {
   main.json = o.json;
   if (o.file.empty() == o.shape.empty()) {
     throw Misuse("give either a FILE or --shape tiny, v2-lite or v3");
+  }
+  // Minutes later would be too late to say so.
+  if (!o.plot.empty() && !std::ofstream(o.plot, std::ios::binary | std::ios::app)) {
+    throw Failure(o.plot + ": cannot write the plot");
   }
   Interrupt interrupt;
   const dsv3_context_options context = o.context.make();
@@ -211,7 +241,7 @@ void add_bench(CLI::App& app, Main& main) {
   command->add_flag("--scaling", o->scaling, "some lines on one thread as well, and the ratios");
   command->add_option("--plot", o->plot, "write the percentages as an SVG picture");
   command->add_flag("--json", o->json, "print the result as JSON");
-  o->context.add_to(*command);
+  o->context.add_compute_to(*command);
   command->callback([o, &main] { run(*o, main); });
 }
 

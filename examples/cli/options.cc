@@ -57,7 +57,7 @@ Model ModelOptions::open(Interrupt& interrupt) const {
   return Model(model);
 }
 
-void ContextOptions::add_to(CLI::App& app) {
+void ContextOptions::add_compute_to(CLI::App& app) {
   app.add_option("--threads", threads, "compute threads; 0: the CPUs this process may use")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
@@ -66,6 +66,11 @@ void ContextOptions::add_to(CLI::App& app) {
                  "kernel set: ref, portable, avx2, avx512, avx512bf16, neon, neonbf16; "
                  "default: the best this machine runs")
       ->group(kModelGroup);
+  app.add_flag("--pin", pin, "pin compute threads to CPUs")->group(kModelGroup);
+}
+
+void ContextOptions::add_to(CLI::App& app) {
+  add_compute_to(app);
   app.add_option("--cache-mb", cache_mb, "budget of the latent cache in MiB; 0: automatic")
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
@@ -80,7 +85,6 @@ void ContextOptions::add_to(CLI::App& app) {
   app.add_option("--trace", trace,
                  "write what the engine does to this file, for Perfetto (256 MiB at most)")
       ->group(kOutputGroup);
-  app.add_flag("--pin", pin, "pin compute threads to CPUs")->group(kModelGroup);
   app.add_flag("-v,--verbose", verbose, "show the library's log on stderr")->group(kOutputGroup);
 }
 

@@ -29,7 +29,8 @@ struct ContextOptions {
   bool verbose = false;
 
   void add_to(CLI::App& app);
-  dsv3_context_options make() const;  // points into *this
+  void add_compute_to(CLI::App& app);  // threads and kernels, for what has no engine
+  dsv3_context_options make() const;   // points into *this
   Context create(dsv3_model* model) const;
 };
 

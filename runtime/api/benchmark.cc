@@ -45,7 +45,8 @@ Status read_types(const dsv3_benchmark_options& o, SyntheticOptions* out) {
   return {};
 }
 
-Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
+Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o,
+                                              const std::shared_ptr<CancelToken>& cancel) {
   SyntheticOptions synthetic;
   DSV3_TRY(read_types(o, &synthetic));
   if (o.model_path != nullptr) {
@@ -56,6 +57,9 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
       return invalid(names[i],
                      format("%s is given beside model_path, and is of a shape alone", names[i]));
     }
+    if (o.layers != 0) {
+      return invalid("layers", "layers is given beside model_path, and is of a shape alone");
+    }
     if (o.shape != nullptr) {
       return invalid("shape", "shape is given beside model_path, expected one of the two");
     }
@@ -63,6 +67,7 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o) {
   }
   if (o.shape == nullptr) return invalid("shape", "neither shape nor model_path is given");
   DSV3_ASSIGN(const ModelConfig config, synthetic_config(o.shape, o.layers));
+  if (cancel != nullptr) synthetic.go_on = [&cancel] { return !cancel->cancelled.load(); };
   return Model::synthesise(config, synthetic);
 }
 
@@ -141,7 +146,8 @@ nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model
                   {"weight_bytes", model.weight_bytes()},
                   {"active_bytes_per_token", model.active_bytes_per_token()},
                   {"load_seconds", load_seconds},
-                  {"resident_anonymous_bytes", result.resident_bytes}};
+                  {"resident_bytes", result.resident_bytes},
+                  {"resident_anonymous_bytes", result.resident_anonymous_bytes}};
   for (const BenchmarkLine& line : result.lines) out["lines"].push_back(json_of(line));
   nlohmann::ordered_json scaling = scaling_of(result);
   if (scaling.size() > 1) out["scaling"] = std::move(scaling);
@@ -176,6 +182,8 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     BenchmarkOptions benchmark;
     benchmark.kernels = context.kernels;
     benchmark.threads = context.threads;
+    benchmark.pin_threads = context.pin_threads;
+    benchmark.cancel = cancel;
     benchmark.repeats = o.repeats;
     benchmark.profile = o.profile == 1;
     benchmark.scaling = o.scaling == 1;
@@ -191,11 +199,15 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
       };
     }
     const int64_t begin = monotonic_ns();
-    DSV3_ASSIGN(const std::shared_ptr<const Model> model, model_of(o));
+    Result<std::shared_ptr<const Model>> model = model_of(o, cancel);
     const double load_seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
-    Result<BenchmarkResult> result = run_benchmark(model, benchmark);
+    Result<BenchmarkResult> result =
+        model.ok() ? run_benchmark(*model, benchmark) : Result<BenchmarkResult>(model.status());
+    if (result.status().code() == Code::kCancelled) {
+      result = Status(Code::kCancelled, "the benchmark was cancelled");
+    }
     DSV3_TRY(progress.result(result.status()));
-    *json = new_string(json_of(*result, *model, load_seconds).dump());
+    *json = new_string(json_of(*result, **model, load_seconds).dump());
     return {};
   });
 }

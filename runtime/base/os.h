@@ -102,7 +102,8 @@ struct ArmFeatures {
 ArmFeatures arm_features();
 // Memory of the machine or of the cgroup, in bytes; 0 when unknown.
 uint64_t total_memory();
-// Resident memory of this process beyond file mappings, in bytes; 0 when unknown.
+// Resident memory of this process, in bytes; 0 when unknown. The second: beyond file mappings.
+uint64_t resident_bytes();
 uint64_t resident_anonymous_bytes();
 // Page faults of this process so far; 0 when unknown.
 uint64_t page_faults();

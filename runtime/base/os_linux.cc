@@ -22,6 +22,7 @@
 #include <fstream>
 
 #include "runtime/base/os.h"
+#include "runtime/base/os_cgroup.h"
 
 namespace dsv3 {
 namespace {
@@ -277,38 +278,7 @@ uint64_t process_id() { return static_cast<uint64_t>(getpid()); }
 
 namespace {
 
-// The first line of a file of /sys or /proc; empty when there is none.
-std::string first_line(const std::string& path) {
-  std::ifstream in(path);
-  std::string line;
-  std::getline(in, line);
-  return line;
-}
-
-// The cgroup folder of this process (version 2), or the root's.
-std::string cgroup_folder() {
-  std::ifstream in("/proc/self/cgroup");
-  std::string line;
-  while (std::getline(in, line)) {
-    if (line.rfind("0::", 0) == 0) return "/sys/fs/cgroup" + line.substr(3);
-  }
-  return "/sys/fs/cgroup";
-}
-
-// The smallest limit of this cgroup and its parents, as `read` understands a folder; 0: none.
-template <class Read>
-double cgroup_limit(Read read) {
-  double least = 0;
-  std::string folder = cgroup_folder();
-  while (folder.size() >= std::string("/sys/fs/cgroup").size()) {
-    const double limit = read(folder);
-    if (limit > 0 && (least == 0 || limit < least)) least = limit;
-    const size_t slash = folder.rfind('/');
-    if (slash == std::string::npos || slash == 0) break;
-    folder.resize(slash);
-  }
-  return least;
-}
+CgroupLimits own_cgroup_limits() { return cgroup_limits("/sys/fs/cgroup", "/proc/self/cgroup"); }
 
 }  // namespace
 
@@ -316,16 +286,7 @@ int available_cpus() {
   int cpus = 1;
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = std::max(1, CPU_COUNT(&set));
-  const double quota = cgroup_limit([](const std::string& folder) {
-    double max = 0, period = 0;
-    const std::string line = first_line(folder + "/cpu.max");
-    if (std::sscanf(line.c_str(), "%lf %lf", &max, &period) == 2 && period > 0) {
-      return max / period;
-    }
-    const double v1 = std::atof(first_line(folder + "/cpu/cpu.cfs_quota_us").c_str());
-    const double v1_period = std::atof(first_line(folder + "/cpu/cpu.cfs_period_us").c_str());
-    return v1 > 0 && v1_period > 0 ? v1 / v1_period : 0.0;
-  });
+  const double quota = own_cgroup_limits().cpus;
   if (quota > 0) cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(quota))));
   return cpus;
 }
@@ -343,9 +304,7 @@ uint64_t total_memory() {
   const long pages = sysconf(_SC_PHYS_PAGES);
   const long page = sysconf(_SC_PAGESIZE);
   double total = pages > 0 && page > 0 ? static_cast<double>(pages) * static_cast<double>(page) : 0;
-  const double limit = cgroup_limit([](const std::string& folder) {
-    return std::atof(first_line(folder + "/memory.max").c_str());
-  });
+  const double limit = own_cgroup_limits().memory;
   if (limit > 0 && (total == 0 || limit < total)) total = limit;
   return static_cast<uint64_t>(total);
 }
@@ -358,15 +317,23 @@ void advise_huge_pages(void* p, size_t size) {
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-uint64_t resident_anonymous_bytes() {
+namespace {
+
+// A line of /proc/self/status that is in kilobytes.
+uint64_t status_bytes(const std::string& name) {
   std::ifstream in("/proc/self/status");
   std::string line;
   while (std::getline(in, line)) {
-    unsigned long long kib = 0;
-    if (std::sscanf(line.c_str(), "RssAnon: %llu kB", &kib) == 1) return kib * 1024;
+    if (line.rfind(name + ":", 0) == 0)
+      return std::strtoull(line.c_str() + name.size() + 1, nullptr, 10) * 1024;
   }
   return 0;
 }
+
+}  // namespace
+
+uint64_t resident_bytes() { return status_bytes("VmRSS"); }
+uint64_t resident_anonymous_bytes() { return status_bytes("RssAnon"); }
 
 uint64_t page_faults() {
   rusage usage{};

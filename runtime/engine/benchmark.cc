@@ -21,6 +21,9 @@ double matrix_bytes(const MatrixView& m) {
   return static_cast<double>(m.bytes) + static_cast<double>(m.scale_count() * sizeof(float));
 }
 double matrix_weights(const MatrixView& m) { return static_cast<double>(m.n) * m.k; }
+double four_bit_weights(const MatrixView& m) {
+  return m.dtype == kernels::DType::kMXFP4 ? matrix_weights(m) : 0;
+}
 
 double ffn_sum(const FfnView& f, double (*of)(const MatrixView&)) {
   return of(f.gate) + of(f.up) + of(f.down);
@@ -50,10 +53,11 @@ class Runner {
       : model_(std::move(model)),
         options_(options),
         bytes_(work_of(model_->weights(), matrix_bytes)),
-        weights_(work_of(model_->weights(), matrix_weights)) {}
+        weights_(work_of(model_->weights(), matrix_weights)),
+        four_bit_(work_of(model_->weights(), four_bit_weights)) {}
 
   Status start(int32_t threads) {
-    DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, threads, false}));
+    DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, threads, options_.pin_threads}));
     if (options_.profile) profiler_.emplace(device_.get());
     kernels::Device* device = profiler_ ? &*profiler_ : device_.get();
     DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBatch));
@@ -137,22 +141,27 @@ class Runner {
 
  private:
   struct Limits {
-    double read, dot;  // bytes and operations per second
+    double read, dot, four_bit;  // bytes and operations per second
   };
   // What steps had to do: by kind of operation, and experts by how many rows one had, for with few
   // rows they wait for memory and with many for arithmetic.
   struct Work {
     struct Part {
       double bytes = 0, flops = 0;
+      double four_bit = 0;  // of the flops: those of four-bit weights
+      double computing(const Limits& limits) const {
+        return (flops - four_bit) / limits.dot + four_bit / limits.four_bit;
+      }
     };
     enum : size_t { kAttention, kDense, kHead, kExperts };  // kExperts + rows - 1
     std::vector<Part> parts;
 
     void clear() { parts.clear(); }
-    void add(size_t part, double bytes, double flops) {
+    void add(size_t part, double bytes, double flops, double four_bit = 0) {
       if (parts.size() <= part) parts.resize(part + 1);
       parts[part].bytes += bytes;
       parts[part].flops += flops;
+      parts[part].four_bit += four_bit;
     }
     double bytes() const {
       double sum = 0;
@@ -172,17 +181,25 @@ class Runner {
     int32_t times;  // that the work was done in those seconds
     double once() const { return seconds / times; }
     double reading() const { return work.bytes() / limits.read; }
-    double computing() const { return work.flops() / limits.dot; }
+    double computing() const {
+      double sum = 0;
+      for (const Work::Part& p : work.parts) sum += p.computing(limits);
+      return sum;
+    }
     double by_operation() const {
       double sum = 0;
       for (const Work::Part& p : work.parts) {
-        sum += std::max(p.bytes / limits.read, p.flops / limits.dot);
+        sum += std::max(p.bytes / limits.read, p.computing(limits));
       }
       return sum;
     }
   };
 
-  Limits probe_limits() { return {probe_->read_pass(), probe_->dot_pass()}; }
+  // What multiplies four-bit weights is as many times as fast as before.
+  Limits probe_limits() {
+    const double read = probe_->read_pass(), dot = probe_->dot_pass();
+    return {read, dot, dot * limits_.four_bit_ops_per_second / limits_.dot_flops_per_second};
+  }
 
   // A machine that others use may halve its speed for a second and give it back: the percentage is
   // the median of the repeats', each beside the limits of its own moment.
@@ -233,20 +250,29 @@ class Runner {
     Step step;
     step.tokens = tokens_;
     step.sequences = sequences;
+    // A step of a long prompt takes seconds: a line is left between two layers.
+    if (options_.cancel != nullptr) {
+      step.should_stop = [](void* token) {
+        return static_cast<CancelToken*>(token)->cancelled.load();
+      };
+      step.should_stop_user = options_.cancel.get();
+    }
     DSV3_TRY(forward_->run(step));
     if (head_rows > 0) {
       std::vector<int32_t> which(static_cast<size_t>(head_rows));
       std::iota(which.begin(), which.end(), rows - head_rows);
       DSV3_TRY(forward_->compute_head(which));
     }
-    work_.add(Work::kDense, bytes_.every_row, 2 * rows * weights_.every_row);
+    work_.add(Work::kDense, bytes_.every_row, 2 * rows * weights_.every_row,
+              2 * rows * four_bit_.every_row);
     if (head_rows > 0) work_.add(Work::kHead, bytes_.head, 2 * head_rows * weights_.head);
     const std::vector<uint64_t>& load = forward_->expert_load();
     for (size_t i = 0; i < load.size(); ++i) {
       const uint64_t chosen = load[i] - load_before_[i];
       if (chosen == 0) continue;
       work_.add(Work::kExperts + chosen - 1, bytes_.expert,
-                2 * static_cast<double>(chosen) * weights_.expert);
+                2 * static_cast<double>(chosen) * weights_.expert,
+                2 * static_cast<double>(chosen) * four_bit_.expert);
     }
     // Attention in latent space: scores and sums over the latents, for every head.
     const double key_flops =
@@ -282,7 +308,8 @@ class Runner {
       const Limits after = probe_limits();
       repeats.push_back({static_cast<double>(now - begin) * 1e-9,
                          work_,
-                         {(before.read + after.read) / 2, (before.dot + after.dot) / 2},
+                         {(before.read + after.read) / 2, (before.dot + after.dot) / 2,
+                          (before.four_bit + after.four_bit) / 2},
                          times});
       before = after;
     }
@@ -298,7 +325,7 @@ class Runner {
 
   std::shared_ptr<const Model> model_;
   const BenchmarkOptions& options_;
-  const StepBytes bytes_, weights_;
+  const StepBytes bytes_, weights_, four_bit_;
   std::unique_ptr<kernels::Device> device_;
   std::unique_ptr<kernels::MachineProbe> probe_;
   kernels::MachineLimits limits_;
@@ -349,10 +376,11 @@ Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
   for (const int64_t context : options.contexts) {
     if (context < longest) DSV3_TRY(add([&] { return runner.decode(1, context); }));
   }
-  for (const int32_t tokens : options.prefills) {
-    if (tokens > longest) continue;
+  std::vector<int32_t> prefills = options.prefills;
+  std::erase_if(prefills, [&](int32_t tokens) { return tokens > longest; });
+  for (const int32_t tokens : prefills) {
     DSV3_TRY(add([&] { return runner.prefill(tokens); }));
-    if (scaling && tokens == options.prefills.back()) {
+    if (scaling && tokens == prefills.back()) {
       DSV3_TRY(add([&] { return one.prefill(tokens); }));
     }
   }
@@ -367,7 +395,8 @@ Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
   }
   runner.release_probe();
   one.release_probe();
-  result.resident_bytes = resident_anonymous_bytes();
+  result.resident_bytes = resident_bytes();
+  result.resident_anonymous_bytes = resident_anonymous_bytes();
   return result;
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/machine.h"
 #include "kernels/profile.h"
 #include "runtime/base/status.h"
+#include "runtime/engine/callback.h"
 #include "runtime/model/model.h"
 
 namespace dsv3 {
@@ -19,6 +20,7 @@ namespace dsv3 {
 struct BenchmarkOptions {
   std::string kernels;  // "": the best this machine runs
   int32_t threads = 0;
+  bool pin_threads = false;
   int32_t repeats = 5;       // of every line, at the least
   double least_seconds = 0;  // spent on a line's repeats, for many when they are short
   std::vector<int32_t> batches = {1, 4, 16};         // decode, context 0
@@ -27,7 +29,8 @@ struct BenchmarkOptions {
   bool profile = false;  // one more repeat of every line, measured operation by operation
   // The first decode and the last prefill line on one thread as well, right after.
   bool scaling = false;
-  std::function<bool(int done, int total)> progress;  // false cancels
+  std::function<bool(int done, int total)> progress;  // of lines; false cancels
+  std::shared_ptr<CancelToken> cancel;                // asked between layers; may be null
 };
 
 struct BenchmarkLine {
@@ -65,7 +68,8 @@ struct BenchmarkResult {
   kernels::MachineLimits limits;  // before the lines
   double limits_drift = 0;        // by what part some line's own limits differ from those: noise
   std::vector<BenchmarkLine> lines;
-  uint64_t resident_bytes = 0;
+  uint64_t resident_bytes = 0;            // what is mapped of a file included
+  uint64_t resident_anonymous_bytes = 0;  // and not
 };
 
 // What one step reads of the weights, in bytes.

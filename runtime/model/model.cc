@@ -198,16 +198,18 @@ Result<std::shared_ptr<const Model>> Model::synthesise(const ModelConfig& config
   choose_synthetic_types(&impl->header.records, options);
   const uint64_t bytes = place_records(&impl->header.records);
   const uint64_t memory = total_memory();
-  if (memory == 0 || bytes <= memory) {
-    impl->copy.reset(static_cast<uint8_t*>(host_alloc(bytes, kPageAlign)));
-    impl->data_bytes = bytes;
-  }
-  if (impl->copy == nullptr) {
+  if (memory != 0 && bytes > memory) {
     return make_field_error(Code::kOutOfMemory, "shape",
                             "a synthetic model of %llu bytes does not fit into memory (%llu bytes)",
                             ull(bytes), ull(memory));
   }
-  DSV3_TRY(fill_synthetic(impl->header.records, options.seed, impl->copy.get()));
+  impl->copy.reset(static_cast<uint8_t*>(host_alloc(bytes, kPageAlign)));
+  impl->data_bytes = bytes;
+  if (impl->copy == nullptr) {
+    return make_field_error(Code::kOutOfMemory, "shape",
+                            "no memory for a synthetic model of %llu bytes", ull(bytes));
+  }
+  DSV3_TRY(fill_synthetic(impl->header.records, options, impl->copy.get()));
   bind_records(impl->header.records, config, impl->copy.get(), &impl->weights);
   impl->preamble.file_bytes = bytes;
   return std::shared_ptr<const Model>(new Model(std::move(impl)));

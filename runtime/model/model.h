@@ -39,6 +39,7 @@ struct SyntheticOptions {
   kernels::DType experts = kernels::DType::kF8E4M3;  // of routed experts
   kernels::DType head = kernels::DType::kBF16;       // of the embedding and the head
   uint64_t seed = 1;
+  std::function<bool()> go_on;  // asked now and then by the calling thread; false cancels
 };
 
 struct Fingerprint {  // of the header, and so of every tensor's checksum: tells models apart

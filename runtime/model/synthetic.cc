@@ -221,7 +221,8 @@ void choose_synthetic_types(std::vector<Record>* records, const SyntheticOptions
   }
 }
 
-Status fill_synthetic(const std::vector<Record>& records, uint64_t seed, uint8_t* data) {
+Status fill_synthetic(const std::vector<Record>& records, const SyntheticOptions& options,
+                      uint8_t* data) {
   std::vector<Piece> pieces;
   for (const Record& record : records) {
     for (uint64_t item = 0; item < record.count; ++item) {
@@ -242,10 +243,10 @@ Status fill_synthetic(const std::vector<Record>& records, uint64_t seed, uint8_t
   return parallel_for(
       pieces.size(), io_threads(),
       [&](size_t i) {
-        fill_piece(pieces[i], seed, data);
+        fill_piece(pieces[i], options.seed, data);
         return ok_status();
       },
-      [] { return true; });
+      options.go_on);
 }
 
 }  // namespace dsv3

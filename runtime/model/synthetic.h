@@ -19,6 +19,7 @@ Result<ModelConfig> synthetic_config(const std::string& shape, int64_t layers);
 // Sets every record's types; place_records() comes next.
 void choose_synthetic_types(std::vector<Record>* records, const SyntheticOptions& options);
 // Writes all weights into `data`, on several threads.
-Status fill_synthetic(const std::vector<Record>& records, uint64_t seed, uint8_t* data);
+Status fill_synthetic(const std::vector<Record>& records, const SyntheticOptions& options,
+                      uint8_t* data);
 
 }  // namespace dsv3

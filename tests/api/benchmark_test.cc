@@ -2,8 +2,10 @@
 // anything is cannot fail here.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <thread>
 
 #include "tests/api/api_support.h"
 
@@ -118,6 +120,34 @@ TEST_CASE("scaling: one thread's lines beside all threads'") {
   }
 }
 
+TEST_CASE("operations of four-bit weights stand beside what multiplies them") {
+  // The INT8 peak is about twice the other, and where a set uses it the limit follows.
+  const dsv3_context_options context = two_threads();
+  dsv3_benchmark_options o = quick_options(&context);
+  o.ffn = DSV3_WEIGHTS_MXFP4;
+  const Json result = run(o);
+  const Json& machine = result["machine"];
+  const std::string kernels = machine["kernels"];
+  const bool int8 = kernels == "avx512bf16" || kernels == "neonbf16";
+  const Json& prefill = result["lines"].back();
+  REQUIRE(prefill["name"] == "prefill");
+  REQUIRE(prefill["limit"] == "compute");
+  const double flops =
+      prefill["weight_flops"].get<double>() + prefill["attention_flops"].get<double>();
+  const double all_dot = flops / prefill["limit_dot_flops_per_second"].get<double>();
+  const double gain =
+      machine["int8_ops_per_second"].get<double>() / machine["dot_flops_per_second"].get<double>();
+  const double limit = prefill["limit_seconds"];
+  CAPTURE(prefill.dump());
+  // Three fifths of the two layers' operations are of four-bit weights.
+  if (int8) {
+    CHECK(limit < 0.9 * all_dot);
+    CHECK(limit > all_dot / gain);
+  } else {
+    CHECK(limit > 0.9 * all_dot);
+  }
+}
+
 TEST_CASE("refused, named, and nothing written") {
   const auto refused = [](const char* field, auto change) {
     dsv3_benchmark_options o = quick_options(nullptr);
@@ -136,7 +166,43 @@ TEST_CASE("refused, named, and nothing written") {
   refused("scaling", [](auto* o) { o->scaling = 7; });
   refused("shape", [](auto* o) { o->shape = "enormous"; });
   refused("shape", [](auto* o) { o->shape = nullptr; });
-  refused("shape", [](auto* o) { o->model_path = "model.dsv3"; });
+  refused("shape", [](auto* o) { o->model_path = "model.dsv3", o->layers = 0; });
+  refused("layers", [](auto* o) { o->model_path = "model.dsv3", o->shape = nullptr; });
+}
+
+TEST_CASE("cancelled in the middle of a line") {
+  const CancelHandle cancel = make_cancel();
+  const dsv3_context_options context = two_threads();
+  dsv3_benchmark_options o = quick_options(&context);
+  o.layers = 0;
+  o.repeats = 100;
+  o.quick = 0;  // two seconds a line
+  o.cancel = cancel.get();
+  // When the first decoding line begins, a tenth of a second is left.
+  struct Timer {
+    dsv3_cancel* cancel;
+    std::thread thread;
+    std::chrono::steady_clock::time_point due;
+  } timer{cancel.get(), {}, {}};
+  o.progress_user = &timer;
+  o.progress = [](void* user, uint64_t done, uint64_t) {
+    auto* t = static_cast<Timer*>(user);
+    if (done != 1) return;
+    t->due = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+    t->thread = std::thread([t] {
+      std::this_thread::sleep_until(t->due);
+      dsv3_cancel_set(t->cancel);
+    });
+  };
+  Error e;
+  char* text = nullptr;
+  CHECK(dsv3_benchmark(&o, &text, e.out()) == DSV3_E_CANCELLED);
+  const auto late = std::chrono::steady_clock::now() - timer.due;
+  REQUIRE(timer.thread.joinable());
+  timer.thread.join();
+  CHECK(e.message() == "the benchmark was cancelled");
+  CHECK(text == nullptr);
+  CHECK(late < std::chrono::milliseconds(1000));  // a line takes two seconds
 }
 
 TEST_CASE("cancelled between lines") {

@@ -37,6 +37,8 @@ TEST_CASE("used wrongly is 2, with a word about what is wrong") {
       {{"convert", "a", "b", "--weights", "int3"}, "--weights"},
       {{"convert", "a", "b", "--head", "mxfp4"}, "--head"},
       {{"bench", "a", "--experts", "mxfp4"}, "experts"},
+      {{"bench", "a", "--layers", "2"}, "layers"},
+      {{"bench", "a", "--cache-mb", "5"}, "--cache-mb"},
       {{"generate", "x.dsv3"}, "--prompt"},
       {{"generate", "x.dsv3", "--prompt", "a", "--residency", "cloud"}, "--residency"},
       {{"generate", "x.dsv3", "--prompt", "a", "--threads", "-1"}, "--threads"},

@@ -8,8 +8,11 @@
 #include <unistd.h>
 
 #include <cfenv>
+#include <filesystem>
+#include <fstream>
 #include <string>
 
+#include "runtime/base/os_cgroup.h"
 #include "tests/support/support.h"
 
 namespace dsv3 {
@@ -120,10 +123,68 @@ TEST_CASE("a wait descriptor is level-triggered") {
   CHECK(poll(&p, 1, 0) == 0);
 }
 
+// A tree of files below a folder, as the kernel shows control groups.
+class Tree {
+ public:
+  void write(const std::string& name, const std::string& text) const {
+    const std::filesystem::path path = folder_.file(name);
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text << "\n";
+  }
+  CgroupLimits limits() const { return cgroup_limits(folder_.file("fs"), folder_.file("self")); }
+
+ private:
+  const test::TemporaryFolder folder_;
+};
+
+TEST_CASE("limits of control groups, version 2: the least of a group and its parents") {
+  const Tree tree;
+  CHECK(tree.limits().cpus == 0);  // nothing is mounted
+  CHECK(tree.limits().memory == 0);
+  tree.write("self", "0::/user.slice/editor");
+  tree.write("fs/cpu.max", "max 100000");
+  tree.write("fs/user.slice/cpu.max", "150000 100000");
+  tree.write("fs/user.slice/editor/cpu.max", "400000 100000");
+  tree.write("fs/user.slice/memory.max", "max");
+  tree.write("fs/user.slice/editor/memory.max", "1073741824");
+  CHECK(tree.limits().cpus == 1.5);
+  CHECK(tree.limits().memory == 0x1p30);
+  tree.write("fs/user.slice/editor/cpu.max", "50000 100000");
+  CHECK(tree.limits().cpus == 0.5);
+}
+
+TEST_CASE("limits of control groups, version 1: a tree for each controller") {
+  const Tree tree;
+  tree.write("self", "9:name=systemd:/\n4:memory:/a/b\n1:cpu,cpuacct:/c\n3:cpuset:/d\n0::/");
+  tree.write("fs/cpu,cpuacct/cpu.cfs_quota_us", "-1");
+  tree.write("fs/cpu,cpuacct/cpu.cfs_period_us", "100000");
+  tree.write("fs/memory/memory.limit_in_bytes", "9223372036854771712");
+  CHECK(tree.limits().cpus == 0);
+  CHECK(tree.limits().memory == 0);
+  tree.write("fs/cpu,cpuacct/c/cpu.cfs_quota_us", "250000");
+  tree.write("fs/cpu,cpuacct/c/cpu.cfs_period_us", "100000");
+  tree.write("fs/memory/a/memory.limit_in_bytes", "2147483648");
+  tree.write("fs/memory/a/b/memory.limit_in_bytes", "9223372036854771712");
+  CHECK(tree.limits().cpus == 2.5);
+  CHECK(tree.limits().memory == 0x1p31);
+}
+
+TEST_CASE("limits of control groups, in a container: the mount's root is its own group") {
+  const Tree tree;
+  tree.write("self", "4:memory:/docker/0123\n1:cpu:/docker/0123\n0::/../host");
+  tree.write("fs/cpu/cpu.cfs_quota_us", "200000");
+  tree.write("fs/cpu/cpu.cfs_period_us", "100000");
+  tree.write("fs/memory/memory.limit_in_bytes", "4096");
+  tree.write("fs/unified/cpu.max", "300000 100000");
+  CHECK(tree.limits().cpus == 2);
+  CHECK(tree.limits().memory == 4096);
+}
+
 TEST_CASE("the machine is known") {
   CHECK(available_cpus() >= 1);
   CHECK(total_memory() > (uint64_t{1} << 26));
   CHECK(resident_anonymous_bytes() > 0);
+  CHECK(resident_bytes() > resident_anonymous_bytes());
   CHECK(monotonic_ns() > 0);
 }
 
