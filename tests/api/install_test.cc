@@ -155,7 +155,8 @@ TEST_CASE("CMake's find_package") {
   fs::copy(source_path("examples/c/complete.c"), project + "/main.c");
   must({DSV3_CMAKE, "-S", project, "-B", project + "/build", "-G", "Ninja",
         std::string("-DCMAKE_C_COMPILER=") + DSV3_CC, "-DCMAKE_C_FLAGS=" + flags,
-        std::string("-DCMAKE_TOOLCHAIN_FILE=") + DSV3_TOOLCHAIN, "-DCMAKE_PREFIX_PATH=" + prefix()});
+        std::string("-DCMAKE_TOOLCHAIN_FILE=") + DSV3_TOOLCHAIN,
+        "-DCMAKE_PREFIX_PATH=" + prefix()});
   must({DSV3_CMAKE, "--build", project + "/build"});
   const Run done = run_built({project + "/build/consumer", tiny_coder_file(), "import os"});
   CHECK_MESSAGE(done.code == 0, done.err);
