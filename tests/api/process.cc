@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <sstream>
 #include <stdexcept>
 #include <thread>
 
@@ -80,9 +81,17 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
   return result;
 }
 
+Run run_built(std::vector<std::string> argv, const RunOptions& options) {
+  std::vector<std::string> command;
+  std::istringstream emulator(DSV3_EMULATOR);
+  for (std::string word; std::getline(emulator, word, '|');) command.push_back(word);
+  command.insert(command.end(), argv.begin(), argv.end());
+  return run(command, options);
+}
+
 Run dsv3(std::vector<std::string> arguments, const RunOptions& options) {
   arguments.insert(arguments.begin(), DSV3_TOOL);
-  return run(arguments, options);
+  return run_built(std::move(arguments), options);
 }
 
 std::string scratch_file(const std::string& name) { return scratch().file(name); }

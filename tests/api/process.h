@@ -22,6 +22,9 @@ struct RunOptions {
 // argv[0] is searched in PATH. Throws std::runtime_error when it cannot be started.
 Run run(const std::vector<std::string>& argv, const RunOptions& options = {});
 
+// A program that this build's compiler made: through the emulator when it is another machine's.
+Run run_built(std::vector<std::string> argv, const RunOptions& options = {});
+
 // The `dsv3` tool of this build.
 Run dsv3(std::vector<std::string> arguments, const RunOptions& options = {});
 

@@ -2,7 +2,9 @@
 add_library(dsv3_tool_test_support STATIC process.cc)
 target_link_libraries(dsv3_tool_test_support PUBLIC dsv3_flags dsv3_test_support
                       nlohmann_json::nlohmann_json)
-target_compile_definitions(dsv3_tool_test_support PRIVATE DSV3_TOOL="$<TARGET_FILE:dsv3_tool>")
+string(REPLACE ";" "|" emulator "${CMAKE_CROSSCOMPILING_EMULATOR}")
+target_compile_definitions(dsv3_tool_test_support PRIVATE DSV3_TOOL="$<TARGET_FILE:dsv3_tool>"
+                           DSV3_EMULATOR="${emulator}")
 add_dependencies(dsv3_tool_test_support dsv3_tool)
 
 dsv3_test(api header_test.cc SOURCES header_c11.c LINKS dsv3)
@@ -14,4 +16,5 @@ target_compile_definitions(test_api_exports PRIVATE DSV3_LIBRARY="$<TARGET_FILE:
 add_dependencies(test_api_exports dsv3)
 target_compile_definitions(test_api_install PRIVATE
   DSV3_CMAKE="${CMAKE_COMMAND}" DSV3_CC="${CMAKE_C_COMPILER}" DSV3_BUILD_DIR="${PROJECT_BINARY_DIR}"
-  DSV3_LIBDIR="${CMAKE_INSTALL_LIBDIR}" DSV3_SANITIZERS="${DSV3_SANITIZE}")
+  DSV3_LIBDIR="${CMAKE_INSTALL_LIBDIR}" DSV3_SANITIZERS="${DSV3_SANITIZE}"
+  DSV3_TOOLCHAIN="${CMAKE_TOOLCHAIN_FILE}")

@@ -139,7 +139,7 @@ double divergence_limit(double relative_square, double variance) {
 }
 
 TEST_CASE("tiny-coder in four bits: loss and divergence on held-out Python") {
-  const size_t tokens = 400;
+  const size_t tokens = test::kEmulated ? 48 : 400;
   const auto base_model = converted("base", {});
   const Predictions base = predict(base_model, "", tokens);
   // E2M1 steps are a third to a half of a value; the rounding of normally distributed weights with
@@ -175,11 +175,12 @@ TEST_CASE("tiny-coder in four bits: what INT8 activations cost beside ref") {
   WeightModes modes;
   modes.ffn = WeightsMode::kMxfp4;
   const auto model = converted("activations", modes);
-  const Predictions ref = predict(model, "ref", 100);
+  const size_t tokens = test::kEmulated ? 48 : 100;
+  const Predictions ref = predict(model, "ref", tokens);
   for (const std::string& kernel_set : kernels::kernel_sets()) {
     if (kernel_set == "ref") continue;
     CAPTURE(kernel_set);
-    const double divergence = mean_divergence(ref, predict(model, kernel_set, 100));
+    const double divergence = mean_divergence(ref, predict(model, kernel_set, tokens));
     // An activation's error is within 1/254 of its block's largest: at most 32 / (3 * 254^2) of the
     // square, if one value is all of a block.
     const double limit = divergence_limit(32 / (3 * 254.0 * 254.0), ref.variance);

@@ -17,6 +17,7 @@
 #include "runtime/forward/model.h"
 #include "runtime/model/convert.h"
 #include "runtime/model/model.h"
+#include "tests/support/emulated.h"
 #include "tests/support/support.h"
 
 namespace dsv3::test {

@@ -8,17 +8,11 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "tests/support/emulated.h"
 
 namespace dsv3::test {
 
 namespace k = dsv3::kernels;
-
-// Under an emulator, which takes a hundred times as long, the longest tests take smaller sizes.
-#if defined(DSV3_EMULATED)
-inline constexpr bool kEmulated = true;
-#else
-inline constexpr bool kEmulated = false;
-#endif
 
 // A small fast generator; the same numbers everywhere.
 class Random {

@@ -156,6 +156,7 @@ TEST_CASE("what a model says of itself") {
   CHECK(found);
 }
 
+#ifndef DSV3_EMULATED  // which keeps an entry for each page that is mapped, and refuses so many
 TEST_CASE("a file of DeepSeek-V3's size opens in under 100 ms") {
   const auto json =
       parse_json(R"({"model_type": "deepseek_v3", "num_nextn_predict_layers": 1})", "");
@@ -211,6 +212,7 @@ TEST_CASE("a file of DeepSeek-V3's size opens in under 100 ms") {
   CHECK(status.code() == Code::kOutOfMemory);
   CHECK(status.message().find("residency=map") != std::string::npos);
 }
+#endif
 
 TEST_CASE("a conversion's memory stays bounded, whatever the model's size") {
   OrderedJson config = mini_config();
