@@ -123,27 +123,31 @@ constexpr int64_t size_of(WeightType type) {
 }
 
 template <class S, WeightType kType>
-inline void decode_as(const uint8_t* p, int32_t pairs, int64_t pair_stride, float* out) {
+inline void decode_as(const uint8_t* p, int32_t pairs, int64_t pair_stride, float* out,
+                      int64_t ahead) {
   for (int32_t i = 0; i < pairs; ++i) {
     typename S::V w[32 / S::kLanes];
-    widen<S, kType>(p + i * pair_stride * size_of(kType), w);
+    const uint8_t* from = p + i * pair_stride * size_of(kType);
+    __builtin_prefetch(from + ahead);
+    widen<S, kType>(from, w);
     for (int j = 0; j < 32 / S::kLanes; ++j) store<S>(out + 32 * i + j * S::kLanes, w[j]);
   }
 }
 
-// out[pairs][16][2] float32 from weights of any type; pair_stride in elements.
+// out[pairs][16][2] float32 from weights of any type; pair_stride in elements. What lies `ahead`
+// bytes further on is fetched meanwhile: memory would idle while the rows are multiplied.
 template <class S>
 inline void decode(WeightType type, const uint8_t* p, int32_t pairs, int64_t pair_stride,
-                   float* out) {
+                   float* out, int64_t ahead = 0) {
   switch (type) {
     case WeightType::kF32:
-      return decode_as<S, WeightType::kF32>(p, pairs, pair_stride, out);
+      return decode_as<S, WeightType::kF32>(p, pairs, pair_stride, out, ahead);
     case WeightType::kBF16:
-      return decode_as<S, WeightType::kBF16>(p, pairs, pair_stride, out);
+      return decode_as<S, WeightType::kBF16>(p, pairs, pair_stride, out, ahead);
     case WeightType::kF16:
-      return decode_as<S, WeightType::kF16>(p, pairs, pair_stride, out);
+      return decode_as<S, WeightType::kF16>(p, pairs, pair_stride, out, ahead);
     default:
-      return decode_as<S, WeightType::kF8E4M3>(p, pairs, pair_stride, out);
+      return decode_as<S, WeightType::kF8E4M3>(p, pairs, pair_stride, out, ahead);
   }
 }
 
@@ -291,7 +295,10 @@ void gemm(const GemmArgs& a) {
       const int32_t pairs = left < block_pairs ? left : block_pairs;
       float scale[16];
       tile_scales<S>(a.w, a.tile + t, 2 * begin, scale);
-      decode<S>(a.w.type, tile + begin * 32 * size, pairs, 32, block);
+      // The tile's next block, or the next tile's first.
+      const uint8_t* w = tile + begin * 32 * size;
+      const uint8_t* next = left > pairs || t + 1 < a.tiles ? w + pairs * 32 * size : a.next;
+      decode<S>(a.w.type, w, pairs, 32, block, next != nullptr ? next - w : 0);
       dot_all<S>(block, pairs, x, a.rows, int64_t{2} * begin, unit,
                  [&](int32_t r, const float* sums) {
                    add_scaled<S>(sums, scale, a.out + r * a.out_stride + 16 * t);
