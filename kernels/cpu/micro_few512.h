@@ -211,7 +211,7 @@ template <class S, int kR, int kS, int kB>
                                               const uint32_t* const* x, __m512 (*acc)[kS][kB]) {
 #pragma GCC unroll 4
   for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
 #pragma GCC unroll 2
       for (int b = 0; b < kB; ++b) acc[r][s][b] = _mm512_setzero_ps();
@@ -220,7 +220,7 @@ template <class S, int kR, int kS, int kB>
   const auto add = [&](const __m512i* v, int b, int32_t i) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int s = 0; s < kS; ++s) {
         acc[r][s][b] = dot<S>(acc[r][s][b], v[s], x[r][b * block_pairs + i]);
       }
@@ -233,7 +233,7 @@ template <class S, int kR, int kS, int kB>
     for (const int32_t end = pairs * (piece + 1) / kB; i + 2 <= end; i += 2) {
 #pragma GCC unroll 2
       for (int b = 0; b < kB; ++b, line += 64) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int s = 0; s < kS; ++s) {
           // Into L2: L1 has too few places for lines on their way.
           _mm_prefetch(line + s * tile_bytes, _MM_HINT_T1);
@@ -248,7 +248,7 @@ template <class S, int kR, int kS, int kB>
   if (i == pairs) return;
 #pragma GCC unroll 2
   for (int b = 0; b < kB; ++b) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
       decoder.both(load32<S>(w + s * tile_bytes + (int64_t{b} * block_pairs + i) * 32), &w0[s],
                    &w1[s]);
@@ -273,7 +273,7 @@ template <class S, int kR, int kS>
 #pragma GCC unroll 4
   for (int r = 0; r < kR; ++r) {
     x[r] = static_cast<const uint32_t*>(a.x[r]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) total[r][s] = _mm512_setzero_ps();
   }
   int32_t block = 0;
@@ -289,7 +289,7 @@ template <class S, int kR, int kS>
     blocks_dot<S, kR, kS, kB>(in.decoder, w, in.tile_bytes, in.block_pairs, pairs, ahead, x, acc);
 #pragma GCC unroll 2
     for (int b = 0; b < kB; ++b, ++block) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int s = 0; s < kS; ++s) {
         const __m512 scale = in.scales.get(tile + s, block);
 #pragma GCC unroll 4
@@ -311,7 +311,7 @@ template <class S, int kR, int kS>
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
       _mm512_storeu_ps(a.out + r * a.out_stride + 16 * (tile + s), total[r][s]);
     }
@@ -329,25 +329,32 @@ int32_t stream_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
   return tile;
 }
 
+// Tiles shorter than this leave each other too few sums of their own: more of them go together.
+constexpr int64_t kLongTile = 16 << 10;
+
 // Four rows are bound by loading their inputs, which two tiles share.
 template <class S, int kR = 1>
 void stream(const GemmArgs& a, const Streams<S>& in) {
   if (a.rows == kR) {
     int32_t tile = 0;
-    if constexpr (kR == 4) tile = stream_tiles<S, kR, 2>(a, in, tile);
+    if (in.tile_bytes < kLongTile) {
+      tile = stream_tiles < S, kR, kR <= 2 ? 4 : 2 > (a, in, tile);
+    } else if (kR == 4) {
+      tile = stream_tiles<S, kR, 2>(a, in, tile);
+    }
     stream_tiles<S, kR, 1>(a, in, tile);
     return;
   }
   if constexpr (kR < kFourTileRows) stream<S, kR + 1>(a, in);
 }
 
-// Tiles shorter than this end before a stream of one has begun.
-constexpr int64_t kStreamBytes = 16 << 10;
-
 template <class S, bool kF8>
 void direct(const GemmArgs& a) {
   const Streams<S> in(a, kF8 ? 32 : 64);
-  if (kF8 && a.rows <= kFourTileRows && in.tile_bytes >= kStreamBytes) return stream<S>(a, in);
+  // Short tiles come from a cache, or their caller knows what comes next.
+  if (kF8 && a.rows <= kFourTileRows && (in.tile_bytes >= kLongTile || a.next != nullptr)) {
+    return stream<S>(a, in);
+  }
   int32_t tile = 0;
   if (a.rows <= kFourTileRows) tile = direct_tiles<S, 4, kF8>(a, in, tile);
   tile = direct_tiles<S, 2, kF8>(a, in, tile);
