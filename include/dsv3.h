@@ -264,7 +264,8 @@ typedef void (*dsv3_log_fn)(void *user, int32_t level, const char *message);
 
 typedef struct dsv3_context_options {
   uint32_t struct_size;
-  /* Compute threads; 0 (default): the CPUs this process may use. */
+  /* Compute threads; 0 (default): the CPUs this process may use. Fewer work while other programs
+   * leave too few CPUs for them. */
   int32_t threads;
   /* Kernel set: "ref", "portable", "avx2", "avx512", "avx512bf16", "neon", "neonbf16"; NULL (default):
    * the environment variable DSV3_KERNELS, else the best this machine runs. */

@@ -2,7 +2,9 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <cassert>
+#include <limits>
 #include <new>
 
 namespace dsv3::kernels {
@@ -12,6 +14,11 @@ namespace {
 // operations of a step are a few microseconds, those between two tokens some tens.
 constexpr int64_t kSpinNs = 20'000;
 constexpr int64_t kYieldNs = 300'000;
+
+// How long the caller spins for the workers' last tasks before it asks how they fare, and what it
+// takes for a stall: other programs take a CPU for a millisecond and more.
+constexpr int64_t kPatienceNs = 20'000;
+constexpr int64_t kStallNs = 100'000;
 
 inline void cpu_relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -41,13 +48,15 @@ void wait_until(Ready ready) {
 }  // namespace
 
 Result<std::unique_ptr<Pool>> Pool::create(int threads, bool pin) try {
-  std::unique_ptr<Pool> pool(new Pool());
+  std::unique_ptr<Pool> pool(new Pool(threads));
   const int others = threads - 1;
-  pool->worker_args_.resize(static_cast<size_t>(others));
+  pool->limit_.store(threads);
   pool->workers_.reserve(static_cast<size_t>(others));
   for (int i = 0; i < others; ++i) {
     Worker& args = pool->worker_args_[static_cast<size_t>(i)];
-    args = {pool.get(), i + 1, pin};
+    args.pool = pool.get();
+    args.index = i + 1;
+    args.pin = pin;
     DSV3_ASSIGN(Thread thread, Thread::start("dsv3-compute", worker_main, &args));
     pool->workers_.push_back(std::move(thread));
   }
@@ -58,6 +67,8 @@ Result<std::unique_ptr<Pool>> Pool::create(int threads, bool pin) try {
 
 Pool::~Pool() {
   stop_.store(true);
+  limit_.store(std::numeric_limits<int>::max());
+  limit_.notify_all();
   epoch_.fetch_add(1);
   epoch_.notify_all();
   workers_.clear();  // joins
@@ -87,6 +98,10 @@ void Pool::worker_main(void* argument) {
   if (self->pin) pin_this_thread(self->index);
   uint32_t seen = 0;
   for (;;) {
+    // A rest ends here alone: jobs that come and go meanwhile do not wake this worker.
+    for (int limit = 0; (limit = pool->limit_.load(std::memory_order_relaxed)) <= self->index;) {
+      pool->limit_.wait(limit, std::memory_order_relaxed);
+    }
     const uint32_t epoch = pool->wait_for_job(seen);
     if (pool->stop_.load()) return;
     uint32_t entry = pool->entry_.load(std::memory_order_acquire);
@@ -100,7 +115,9 @@ void Pool::worker_main(void* argument) {
     }
     // It may be a later job than the one that woke us; while we are inside there is no next one.
     seen = pool->epoch_.load(std::memory_order_acquire);
+    self->inside.store(true, std::memory_order_relaxed);
     pool->work(self->index);
+    self->inside.store(false, std::memory_order_relaxed);
     pool->entry_.fetch_sub(1, std::memory_order_release);
   }
 }
@@ -116,8 +133,59 @@ void Pool::work(int worker) {
       counter.done.fetch_add(1, std::memory_order_acq_rel);
     }
     if (p + 1 == phase_count_) break;  // run() waits for everybody to leave
-    wait_until([&] { return counter.done.load(std::memory_order_acquire) >= phase.tasks; });
+    const auto done = [&] { return counter.done.load(std::memory_order_acquire) >= phase.tasks; };
+    if (worker == 0) {
+      wait_for_workers(done);
+    } else {
+      wait_until(done);
+    }
   }
+}
+
+template <class Ready>
+void Pool::wait_for_workers(const Ready& ready) {
+  for (int i = 0; i < 64; ++i) {
+    if (ready()) return;
+    cpu_relax();
+  }
+  const int64_t begin = monotonic_ns();
+  while (monotonic_ns() - begin < kPatienceNs) {
+    for (int i = 0; i < 16; ++i) {
+      if (ready()) return;
+      cpu_relax();
+    }
+  }
+  note_starved(ready);
+  wait_until(ready);
+  judge_wait(begin);
+}
+
+template <class Ready>
+void Pool::note_starved(const Ready& ready) {
+  for (Worker& worker : worker_args_) {
+    const bool ask = worker.inside.load(std::memory_order_relaxed) && !ready();
+    worker.starved_ns = ask ? workers_[static_cast<size_t>(worker.index - 1)].starved_ns() : -1;
+  }
+}
+
+void Pool::judge_wait(int64_t begin) {
+  const int64_t now = monotonic_ns();
+  if (now - begin < kStallNs) return;
+  int64_t most = 0;
+  for (const Worker& worker : worker_args_) {
+    if (worker.starved_ns < 0) continue;
+    const int64_t starved = workers_[static_cast<size_t>(worker.index - 1)].starved_ns();
+    most = std::max(most, starved - worker.starved_ns);
+  }
+  if (most == 0) return;
+  throttle_.lose(now, std::min(most, now - begin));
+  set_limit();
+}
+
+void Pool::set_limit() {
+  if (limit_.load(std::memory_order_relaxed) == throttle_.limit()) return;
+  limit_.store(throttle_.limit(), std::memory_order_relaxed);
+  limit_.notify_all();
 }
 
 void Pool::run(std::span<const Phase> phases) {
@@ -125,7 +193,11 @@ void Pool::run(std::span<const Phase> phases) {
   int most_tasks = 0;
   for (const Phase& phase : phases)
     most_tasks = phase.tasks > most_tasks ? phase.tasks : most_tasks;
-  if (workers_.empty() || most_tasks <= 1) {
+  if (throttle_.is_resting()) {
+    throttle_.advance(monotonic_ns());
+    set_limit();
+  }
+  if (throttle_.limit() == 1 || most_tasks <= 1) {
     for (const Phase& phase : phases) {
       for (int task = 0; task < phase.tasks; ++task) phase.run(phase.context, task, 0);
     }
@@ -144,7 +216,7 @@ void Pool::run(std::span<const Phase> phases) {
   epoch_.notify_all();
   work(0);
   entry_.fetch_and(~kOpen, std::memory_order_acq_rel);
-  wait_until([&] { return entry_.load(std::memory_order_acquire) == 0; });
+  wait_for_workers([&] { return entry_.load(std::memory_order_acquire) == 0; });
 }
 
 }  // namespace dsv3::kernels

@@ -6,6 +6,11 @@
 // next one for a fraction of a millisecond, first spinning, then yielding, then it sleeps: an idle
 // context burns no CPU.
 //
+// What it does wait for is a worker that lost its CPU to another program in the middle of a task.
+// The system knows how long a thread was ready to run and did not; where that, and nothing else
+// (uneven tasks, a page read from a disk), made the caller wait, Throttle hears of it and may let
+// some or all workers sleep for a while. On a quiet machine hardly a wait is long enough to ask.
+//
 // Used by one thread at a time.
 #pragma once
 
@@ -15,6 +20,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/throttle.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/os.h"
 #include "runtime/base/status.h"
@@ -37,14 +43,18 @@ class Pool {
   Pool(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  // Fewer while the machine is busy.
+  int threads_in_use() const { return throttle_.limit(); }
   // Returns when all tasks of all phases are done. Allocates nothing.
   void run(std::span<const Phase> phases);
 
  private:
-  struct Worker {
+  struct alignas(kCacheLine) Worker {
     Pool* pool = nullptr;
     int index = 0;
     bool pin = false;
+    std::atomic<bool> inside{false};  // a hint: whom the caller may be waiting for
+    int64_t starved_ns = -1;          // the caller's: at the beginning of its wait
   };
   // Counters of a phase, on cache lines of their own.
   struct Counter {
@@ -53,13 +63,21 @@ class Pool {
   };
   static constexpr uint32_t kOpen = 1u << 31;
 
-  Pool() = default;
+  explicit Pool(int threads) : worker_args_(static_cast<size_t>(threads - 1)), throttle_(threads) {}
   static void worker_main(void* worker);
   uint32_t wait_for_job(uint32_t seen) const;
   void work(int worker);
+  // The caller's waits: how long the workers have starved before and after tells why it waited.
+  template <class Ready>
+  void wait_for_workers(const Ready& ready);
+  template <class Ready>
+  void note_starved(const Ready& ready);
+  void judge_wait(int64_t begin);
+  void set_limit();
 
   std::vector<Worker> worker_args_;
   std::vector<Thread> workers_;
+  Throttle throttle_;
 
   // The job; written by the caller while no worker is inside.
   std::array<Phase, kMaxPhases> phases_;
@@ -67,6 +85,7 @@ class Pool {
   std::array<Counter, kMaxPhases> counters_;
 
   alignas(kCacheLine) std::atomic<uint32_t> epoch_{0};  // counts jobs; workers wait on it
+  std::atomic<int> limit_{0};  // workers of this index and above rest; they wait on it
   std::atomic<bool> stop_{false};
   alignas(kCacheLine) std::atomic<uint32_t> entry_{0};  // kOpen | number of workers inside
 };

@@ -121,6 +121,9 @@ class Thread {
   void join();
   // Instead of joining: for the thread itself, when nobody is left to wait for it.
   void detach();
+  // How long the thread has been ready to run without getting a CPU, in nanoseconds since it began;
+  // a wait that is still going on counts when it is over. -1 when unknown. Some microseconds.
+  int64_t starved_ns() const;
 
  private:
   Thread() = default;

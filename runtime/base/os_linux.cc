@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cfenv>
 #include <cmath>
 #include <cstdio>
@@ -348,9 +349,11 @@ struct Thread::Impl {
   char name[16];
   void (*body)(void*);
   void* arg;
+  std::atomic<pid_t> id{0};  // the thread's own, once it runs
 
   static void* run(void* self) {
     auto* impl = static_cast<Impl*>(self);
+    impl->id.store(gettid(), std::memory_order_relaxed);
     pthread_setname_np(pthread_self(), impl->name);
     std::fesetenv(FE_DFL_ENV);  // the host may have set flush-to-zero or another rounding
     impl->body(impl->arg);
@@ -398,6 +401,20 @@ void Thread::detach() {
   if (impl_ == nullptr) return;
   pthread_detach(impl_->handle);
   impl_.reset();  // the running thread has read it
+}
+
+int64_t Thread::starved_ns() const {
+  const pid_t id = impl_ != nullptr ? impl_->id.load(std::memory_order_relaxed) : 0;
+  if (id == 0) return -1;
+  char text[96];
+  std::snprintf(text, sizeof text, "/proc/self/task/%d/schedstat", static_cast<int>(id));
+  const int fd = ::open(text, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  const ssize_t size = ::read(fd, text, sizeof text - 1);
+  ::close(fd);
+  text[std::max<ssize_t>(size, 0)] = 0;
+  long long ran = 0, starved = -1;  // and the number of times it ran
+  return std::sscanf(text, "%lld %lld", &ran, &starved) == 2 ? starved : -1;
 }
 
 void pin_this_thread(int index) {

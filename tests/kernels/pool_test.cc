@@ -2,8 +2,10 @@
 #include "kernels/cpu/pool.h"
 
 #include <doctest/doctest.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <vector>
@@ -106,6 +108,54 @@ TEST_CASE("pool: uneven tasks leave nobody waiting for a fixed share") {
   const Pool::Phase phase{Uneven::run, &job, 100};
   (*pool)->run({&phase, 1});
   CHECK(job.done.load() == 100);
+}
+
+TEST_CASE("pool: a worker that finds no CPU is left out, and comes back when it finds one") {
+  if (access("/proc/thread-self/schedstat", R_OK) != 0) return;  // then nobody is left out
+  cpu_set_t before, one, others;
+  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  if (CPU_COUNT(&before) < 2) return;
+  // Threads inherit the mask: the worker shares its CPU with a thread that never rests.
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; ++cpu) {
+    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
+  }
+  CPU_XOR(&others, &before, &one);
+  sched_setaffinity(0, sizeof one, &one);
+  static std::atomic<bool> stop;
+  stop = false;
+  auto busy = Thread::start(
+      "busy",
+      [](void*) {
+        while (!stop) {
+        }
+      },
+      nullptr);
+  struct Spin {
+    int workers[2] = {0, 0};
+    static void run(void* context, int, int worker) {
+      static_cast<Spin*>(context)->workers[worker] += 1;
+      const int64_t end = monotonic_ns() + 100'000;
+      while (monotonic_ns() < end) {
+      }
+    }
+  } spin;
+  const Pool::Phase phases[] = {{Spin::run, &spin, 8}, {Spin::run, &spin, 8}};
+  auto pool = Pool::create(2, false);
+  sched_setaffinity(0, sizeof others, &others);
+  REQUIRE((busy.ok() && pool.ok()));
+  const auto run_until = [&](int threads) {
+    const int64_t end = monotonic_ns() + int64_t{10'000'000'000};
+    while (monotonic_ns() < end && (*pool)->threads_in_use() != threads) (*pool)->run(phases);
+    return (*pool)->threads_in_use() == threads;
+  };
+  CHECK(run_until(1));
+  const int before_rest = spin.workers[1];
+  for (int i = 0; i < 5; ++i) (*pool)->run(phases);
+  CHECK(spin.workers[1] == before_rest);
+  stop = true;
+  CHECK(run_until(2));
+  sched_setaffinity(0, sizeof before, &before);
 }
 
 }  // namespace dsv3::test

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cfenv>
 #include <filesystem>
 #include <fstream>
@@ -178,6 +179,33 @@ TEST_CASE("limits of control groups, in a container: the mount's root is its own
   tree.write("fs/unified/cpu.max", "300000 100000");
   CHECK(tree.limits().cpus == 2);
   CHECK(tree.limits().memory == 4096);
+}
+
+TEST_CASE("a thread knows how long it had no CPU") {
+  if (access("/proc/thread-self/schedstat", R_OK) != 0) return;
+  // Two threads that never rest on one CPU: one of them waits at any time.
+  static std::atomic<bool> stop;
+  stop = false;
+  const auto spin = [](void*) {
+    pin_this_thread(0);
+    while (!stop) {
+    }
+  };
+  const auto sleep = [](void*) {
+    while (!stop) usleep(1000);
+  };
+  auto first = Thread::start("first", spin, nullptr);
+  auto second = Thread::start("second", spin, nullptr);
+  auto third = Thread::start("third", sleep, nullptr);
+  REQUIRE((first.ok() && second.ok() && third.ok()));
+  usleep(200'000);
+  const int64_t starved = first->starved_ns() + second->starved_ns();
+  CHECK(starved > 50'000'000);
+  CHECK(third->starved_ns() >= 0);
+  CHECK(third->starved_ns() < starved);
+  stop = true;
+  first->join();
+  CHECK(first->starved_ns() == -1);
 }
 
 TEST_CASE("the machine is known") {
