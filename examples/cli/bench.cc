@@ -28,7 +28,7 @@ std::string line_name(const Json& line, const Json& machine) {
     const auto context = line["context"].get<int64_t>();
     if (context > 0) name += format(", context %lld", static_cast<long long>(context));
   }
-  if (line["threads"] != machine["threads"]) {
+  if (line.contains("threads") && line["threads"] != machine["threads"]) {
     name += format(", %d thread", line["threads"].get<int>());
   }
   return name;
@@ -108,6 +108,10 @@ void print_human(const Json& result) {
                   line["percent_of_limit"].get<double>(),
                   ("(" + line["limit"].get<std::string>() + ")").c_str(),
                   line["percent_by_operation"].get<double>());
+  }
+  for (const Json& line : result["left_out"]) {
+    out += format("%-30s left out: %s\n", line_name(line, machine).c_str(),
+                  line["reason"].get<std::string>().c_str());
   }
   for (const Json& line : result["lines"]) {
     if (line.contains("page_faults")) {

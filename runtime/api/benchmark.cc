@@ -117,7 +117,7 @@ nlohmann::ordered_json scaling_of(const BenchmarkResult& result) {
   nlohmann::ordered_json out = {{"threads", result.threads}};
   for (size_t i = 1; i < result.lines.size(); ++i) {
     const BenchmarkLine &all = result.lines[i - 1], &one = result.lines[i];
-    if (one.threads == result.threads) continue;
+    if (one.threads == result.threads || one.name != all.name) continue;
     out[one.name] = one.seconds / all.seconds;
     if (one.name == "decode") {
       out["read_bytes_per_second"] = all.read_bytes_per_second / one.read_bytes_per_second;
@@ -149,6 +149,14 @@ nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model
                   {"resident_bytes", result.resident_bytes},
                   {"resident_anonymous_bytes", result.resident_anonymous_bytes}};
   for (const BenchmarkLine& line : result.lines) out["lines"].push_back(json_of(line));
+  out["left_out"] = nlohmann::ordered_json::array();
+  for (const LeftOutLine& line : result.left_out) {
+    out["left_out"].push_back({{"name", line.name},
+                               {"batch", line.batch},
+                               {"context", line.context},
+                               {"tokens", line.tokens},
+                               {"reason", line.reason}});
+  }
   nlohmann::ordered_json scaling = scaling_of(result);
   if (scaling.size() > 1) out["scaling"] = std::move(scaling);
   return out;
@@ -191,6 +199,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     if (o.quick == 1) {
       benchmark.batches = {1, 4};
       benchmark.contexts = {1024};
+      benchmark.context_batches = {1};
       benchmark.prefills = {128};
     }
     if (report_progress) {

@@ -102,6 +102,9 @@ struct ArmFeatures {
 ArmFeatures arm_features();
 // Memory of the machine or of the cgroup, in bytes; 0 when unknown.
 uint64_t total_memory();
+// What of it can be taken without swapping, in bytes: what files have in memory counts as free,
+// those that this process maps included. 0 when unknown.
+uint64_t available_memory();
 // Resident memory of this process, in bytes; 0 when unknown. The second: beyond file mappings.
 uint64_t resident_bytes();
 uint64_t resident_anonymous_bytes();

@@ -8,6 +8,9 @@ namespace dsv3 {
 struct CgroupLimits {
   double cpus = 0;    // of time, 1.5 for one and a half; 0: no limit
   double memory = 0;  // bytes; 0: no limit
+  // Bytes until the first of these limits is met, what files have in memory not counted: they give
+  // way. 0: no limit, 1: nothing is left.
+  double memory_left = 0;
 };
 
 // The smallest limits of the groups and their parents: of version 2, and of version 1, whose

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -36,6 +37,32 @@ double read_memory_v1(const std::string& folder) {
   return limit < 0x1p62 ? limit : 0;
 }
 
+// A field of a file of "name value" lines, 0 without it.
+double read_field(const std::string& path, const std::string& name) {
+  std::ifstream in(path);
+  std::string key;
+  double value = 0;
+  while (in >> key >> value) {
+    if (key == name) return value;
+  }
+  return 0;
+}
+
+double left_of(double limit, double used, const std::string& stat, const std::string& prefix) {
+  if (limit <= 0) return 0;
+  used -= read_field(stat, prefix + "inactive_file") + read_field(stat, prefix + "active_file");
+  return std::max(1.0, limit - std::max(0.0, used));
+}
+double read_memory_left_v2(const std::string& folder) {
+  return left_of(read_memory_v2(folder), std::atof(first_line(folder + "/memory.current").c_str()),
+                 folder + "/memory.stat", "");
+}
+double read_memory_left_v1(const std::string& folder) {
+  return left_of(read_memory_v1(folder),
+                 std::atof(first_line(folder + "/memory.usage_in_bytes").c_str()),
+                 folder + "/memory.stat", "total_");
+}
+
 // The smallest limit that `read` finds between mount + group and the mount itself joins *least.
 void add_least(const std::string& mount, const std::string& group,
                double (*read)(const std::string&), double* least) {
@@ -69,6 +96,7 @@ CgroupLimits cgroup_limits(const std::string& root, const std::string& self) {
       for (const std::string& mount : {root, root + "/unified"}) {
         add_least(mount, group, read_cpus_v2, &limits.cpus);
         add_least(mount, group, read_memory_v2, &limits.memory);
+        add_least(mount, group, read_memory_left_v2, &limits.memory_left);
       }
     }
     if (has_controller(controllers, "cpu")) {
@@ -77,6 +105,7 @@ CgroupLimits cgroup_limits(const std::string& root, const std::string& self) {
     }
     if (has_controller(controllers, "memory")) {
       add_least(root + "/memory", group, read_memory_v1, &limits.memory);
+      add_least(root + "/memory", group, read_memory_left_v1, &limits.memory_left);
     }
   }
   return limits;

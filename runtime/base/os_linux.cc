@@ -320,9 +320,9 @@ void advise_huge_pages(void* p, size_t size) {
 
 namespace {
 
-// A line of /proc/self/status that is in kilobytes.
-uint64_t status_bytes(const std::string& name) {
-  std::ifstream in("/proc/self/status");
+// A line of a file as /proc/self/status that is in kilobytes.
+uint64_t kilobytes_line(const char* path, const std::string& name) {
+  std::ifstream in(path);
   std::string line;
   while (std::getline(in, line)) {
     if (line.rfind(name + ":", 0) == 0)
@@ -333,8 +333,14 @@ uint64_t status_bytes(const std::string& name) {
 
 }  // namespace
 
-uint64_t resident_bytes() { return status_bytes("VmRSS"); }
-uint64_t resident_anonymous_bytes() { return status_bytes("RssAnon"); }
+uint64_t resident_bytes() { return kilobytes_line("/proc/self/status", "VmRSS"); }
+uint64_t resident_anonymous_bytes() { return kilobytes_line("/proc/self/status", "RssAnon"); }
+
+uint64_t available_memory() {
+  const uint64_t free = kilobytes_line("/proc/meminfo", "MemAvailable");
+  const auto left = static_cast<uint64_t>(own_cgroup_limits().memory_left);
+  return free == 0 || left == 0 ? std::max(free, left) : std::min(free, left);
+}
 
 uint64_t page_faults() {
   rusage usage{};

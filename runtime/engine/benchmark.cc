@@ -5,9 +5,11 @@
 #include <numeric>
 #include <optional>
 
+#include "runtime/base/checked.h"
 #include "runtime/base/os.h"
 #include "runtime/cache/page_pool.h"
 #include "runtime/cache/page_table.h"
+#include "runtime/engine/benchmark_plan.h"
 #include "runtime/forward/activations.h"
 #include "runtime/forward/model.h"
 
@@ -15,7 +17,6 @@ namespace dsv3 {
 namespace {
 
 constexpr int32_t kChunk = 512;  // rows of a prefill step
-constexpr int32_t kMaxBatch = 64;
 
 double matrix_bytes(const MatrixView& m) {
   return static_cast<double>(m.bytes) + static_cast<double>(m.scale_count() * sizeof(float));
@@ -60,10 +61,11 @@ class Runner {
     DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, threads, options_.pin_threads}));
     if (options_.profile) profiler_.emplace(device_.get());
     kernels::Device* device = profiler_ ? &*profiler_ : device_.get();
-    DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBatch));
+    DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBenchmarkBatch));
     return {};
   }
 
+  bool started() const { return forward_ != nullptr; }
   const kernels::MachineLimits& limits() const { return limits_; }
   void release_probe() { probe_.reset(); }
   const kernels::Device& device() const { return *device_; }
@@ -75,6 +77,29 @@ class Runner {
     DSV3_ASSIGN(probe_, kernels::MachineProbe::create(device_.get(), weights));
     limits_ = probe_->measure();
     return {};
+  }
+
+  // Of all pages that the line needs.
+  uint64_t latent_bytes(const PlannedLine& line) const {
+    return static_cast<uint64_t>(pages_of(line.context + line.tokens / line.batch) * line.batch) *
+           forward_->page_bytes();
+  }
+
+  Result<BenchmarkLine> measure_line(const PlannedLine& line) {
+    switch (line.kind) {
+      case PlannedLine::Kind::kDecode:
+        return decode(line.batch, line.context);
+      case PlannedLine::Kind::kPrefill:
+        return prefill(line.tokens);
+      case PlannedLine::Kind::kFirstToken:
+        break;
+    }
+    return first_token();
+  }
+
+ private:
+  static int64_t pages_of(int64_t tokens) {
+    return ceil_div<int64_t>(tokens, kernels::kLatentPageTokens);
   }
 
   // The first step after opening: what it costs more than a later one is mostly page faults of
@@ -97,13 +122,13 @@ class Runner {
     return line;
   }
 
-  // Rows at the end of `batch` sequences of `context` zeroed latents each, in one step, with
-  // logits.
+  // Rows at the end of `batch` sequences of `context` zeroed latents each, in pages of their own,
+  // in one step, with logits. Computing the contexts would take minutes and give the same times.
   Result<BenchmarkLine> decode(int32_t batch, int64_t context) {
     BenchmarkLine line = new_line("decode", batch);
     line.batch = batch;
     line.context = context;
-    PagePool pool(device_.get(), forward_->page_bytes(), batch * (context / 64 + 2));
+    PagePool pool(device_.get(), forward_->page_bytes(), batch * pages_of(context + 1));
     std::vector<PageTable> tables;
     tables.reserve(static_cast<size_t>(batch));
     for (int32_t i = 0; i < batch; ++i) {
@@ -124,7 +149,7 @@ class Runner {
   // One prompt from nothing, in chunks, with the last row's logits.
   Result<BenchmarkLine> prefill(int32_t tokens) {
     BenchmarkLine line = new_line("prefill", tokens);
-    PagePool pool(device_.get(), forward_->page_bytes(), tokens / 64 + 2);
+    PagePool pool(device_.get(), forward_->page_bytes(), pages_of(tokens));
     const auto prompt = [&]() -> Status {
       PageTable table(&pool);
       DSV3_TRY(table.make_writable(0, tokens));
@@ -139,7 +164,6 @@ class Runner {
     return line;
   }
 
- private:
   struct Limits {
     double read, dot, four_bit;  // bytes and operations per second
   };
@@ -344,45 +368,31 @@ StepBytes step_bytes(const Model& model) { return work_of(model.weights(), matri
 Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
                                       const BenchmarkOptions& options) {
   BenchmarkResult result;
-  const int64_t longest = model->config().max_position_embeddings;
   Runner runner(model, options);
   DSV3_TRY(runner.start(options.threads));
   result.kernels = runner.device().name();
   result.threads = runner.device().threads();
   Runner one(model, options);
-  const bool scaling = options.scaling && result.threads > 1;
-  const auto total = static_cast<int>(1 + options.batches.size() + options.contexts.size() +
-                                      options.prefills.size() + (scaling ? 2 : 0));
-  int done = 0;
-  const auto add = [&](auto&& measure) -> Status {
-    if (options.progress && !options.progress(done++, total)) {
+  const std::vector<PlannedLine> lines =
+      plan_benchmark(options, model->config().max_position_embeddings,
+                     options.scaling && result.threads > 1, &result.left_out);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    if (options.progress &&
+        !options.progress(static_cast<int>(i), static_cast<int>(lines.size()))) {
       return Status(Code::kCancelled, "the benchmark was cancelled");
     }
-    DSV3_ASSIGN(BenchmarkLine line, measure());
-    result.lines.push_back(std::move(line));
-    return {};
-  };
-  DSV3_TRY(add([&] { return runner.first_token(); }));
-  for (const int32_t batch : options.batches) {
-    const int32_t rows = std::clamp(batch, 1, kMaxBatch);
-    DSV3_TRY(add([&] { return runner.decode(rows, 0); }));
-    // Right after the line that it is compared with.
-    if (scaling && batch == options.batches.front()) {
+    const PlannedLine& line = lines[i];
+    std::string reason = no_latent_room(line, runner.latent_bytes(line), options.latent_room);
+    if (!reason.empty()) {
+      result.left_out.push_back(line.without(std::move(reason)));
+      continue;
+    }
+    if (line.one_thread && !one.started()) {
       DSV3_TRY(one.start(1));
       DSV3_TRY(one.measure_limits());
-      DSV3_TRY(add([&] { return one.decode(rows, 0); }));
     }
-  }
-  for (const int64_t context : options.contexts) {
-    if (context < longest) DSV3_TRY(add([&] { return runner.decode(1, context); }));
-  }
-  std::vector<int32_t> prefills = options.prefills;
-  std::erase_if(prefills, [&](int32_t tokens) { return tokens > longest; });
-  for (const int32_t tokens : prefills) {
-    DSV3_TRY(add([&] { return runner.prefill(tokens); }));
-    if (scaling && tokens == prefills.back()) {
-      DSV3_TRY(add([&] { return one.prefill(tokens); }));
-    }
+    DSV3_ASSIGN(BenchmarkLine measured, (line.one_thread ? one : runner).measure_line(line));
+    result.lines.push_back(std::move(measured));
   }
   result.limits = runner.limits();
   for (const BenchmarkLine& line : result.lines) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,12 +24,15 @@ struct BenchmarkOptions {
   bool pin_threads = false;
   int32_t repeats = 5;       // of every line, at the least
   double least_seconds = 0;  // spent on a line's repeats, for many when they are short
-  std::vector<int32_t> batches = {1, 4, 16};         // decode, context 0
-  std::vector<int64_t> contexts = {4096, 16384};     // decode, batch 1
-  std::vector<int32_t> prefills = {128, 512, 2048};  // tokens
+  std::vector<int32_t> batches = {1, 4, 16};          // decode, context 0
+  std::vector<int64_t> contexts = {4096, 16384};      // decode
+  std::vector<int32_t> context_batches = {1, 4, 16};  // at each of them, distinct sequences
+  std::vector<int32_t> prefills = {128, 512, 2048};   // tokens
   bool profile = false;  // one more repeat of every line, measured operation by operation
   // The first decode and the last prefill line on one thread as well, right after.
   bool scaling = false;
+  // Bytes that a line's latents may take; none: what of the machine's memory is left.
+  std::optional<uint64_t> latent_room;
   std::function<bool(int done, int total)> progress;  // of lines; false cancels
   std::shared_ptr<CancelToken> cancel;                // asked between layers; may be null
 };
@@ -62,12 +66,22 @@ struct BenchmarkLine {
   double percent_by_operation() const { return 100 * operations_seconds / seconds; }
 };
 
+// Was asked for and cannot be measured here.
+struct LeftOutLine {
+  std::string name;
+  int32_t batch = 1;
+  int64_t context = 0;
+  int32_t tokens = 0;
+  std::string reason;
+};
+
 struct BenchmarkResult {
   std::string kernels;
   int32_t threads = 0;
   kernels::MachineLimits limits;  // before the lines
   double limits_drift = 0;        // by what part some line's own limits differ from those: noise
   std::vector<BenchmarkLine> lines;
+  std::vector<LeftOutLine> left_out;
   uint64_t resident_bytes = 0;            // what is mapped of a file included
   uint64_t resident_anonymous_bytes = 0;  // and not
 };

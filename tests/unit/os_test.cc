@@ -152,6 +152,17 @@ TEST_CASE("limits of control groups, version 2: the least of a group and its par
   CHECK(tree.limits().memory == 0x1p30);
   tree.write("fs/user.slice/editor/cpu.max", "50000 100000");
   CHECK(tree.limits().cpus == 0.5);
+  // What is used but for files leaves the rest; the parent may leave less.
+  tree.write("fs/user.slice/editor/memory.current", "805306368");
+  tree.write("fs/user.slice/editor/memory.stat",
+             "anon 536870912\nactive_file 134217728\ninactive_file 134217728");
+  CHECK(tree.limits().memory_left == 0x1p29);
+  tree.write("fs/user.slice/memory.max", "4294967296");
+  tree.write("fs/user.slice/memory.current", "4026531840");
+  CHECK(tree.limits().memory == 0x1p30);
+  CHECK(tree.limits().memory_left == 0x1p28);
+  tree.write("fs/user.slice/memory.current", "5000000000");
+  CHECK(tree.limits().memory_left == 1);
 }
 
 TEST_CASE("limits of control groups, version 1: a tree for each controller") {
@@ -168,6 +179,9 @@ TEST_CASE("limits of control groups, version 1: a tree for each controller") {
   tree.write("fs/memory/a/b/memory.limit_in_bytes", "9223372036854771712");
   CHECK(tree.limits().cpus == 2.5);
   CHECK(tree.limits().memory == 0x1p31);
+  tree.write("fs/memory/a/memory.usage_in_bytes", "2147483648");
+  tree.write("fs/memory/a/memory.stat", "active_file 7\ntotal_active_file 1048576");
+  CHECK(tree.limits().memory_left == 0x1p20);
 }
 
 TEST_CASE("limits of control groups, in a container: the mount's root is its own group") {
@@ -211,6 +225,8 @@ TEST_CASE("a thread knows how long it had no CPU") {
 TEST_CASE("the machine is known") {
   CHECK(available_cpus() >= 1);
   CHECK(total_memory() > (uint64_t{1} << 26));
+  CHECK(available_memory() > 0);
+  CHECK(available_memory() <= total_memory());
   CHECK(resident_anonymous_bytes() > 0);
   CHECK(resident_bytes() > resident_anonymous_bytes());
   CHECK(monotonic_ns() > 0);

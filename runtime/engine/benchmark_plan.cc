@@ -1,0 +1,77 @@
+#include "runtime/engine/benchmark_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "runtime/base/os.h"
+#include "runtime/base/status.h"
+
+namespace dsv3 {
+namespace {
+
+using Kind = PlannedLine::Kind;
+
+// What is available less what is mapped of a file, which counts as that but whose loss would spoil
+// the line, and less what others should keep. That much is always there for a line.
+uint64_t latent_room() {
+  const uint64_t spare = total_memory() / 32;
+  const uint64_t available = available_memory();
+  if (available == 0) return std::numeric_limits<uint64_t>::max();
+  const uint64_t anonymous = resident_anonymous_bytes();
+  const uint64_t taken = std::max(resident_bytes(), anonymous) - anonymous + spare;
+  return std::max(spare, available > taken ? available - taken : 0);
+}
+
+}  // namespace
+
+const char* PlannedLine::name() const {
+  return kind == Kind::kDecode ? "decode" : kind == Kind::kPrefill ? "prefill" : "first token";
+}
+
+LeftOutLine PlannedLine::without(std::string reason) const {
+  return {name(), batch, context, tokens, std::move(reason)};
+}
+
+std::vector<PlannedLine> plan_benchmark(const BenchmarkOptions& options, int64_t positions,
+                                        bool scaling, std::vector<LeftOutLine>* left_out) {
+  std::vector<PlannedLine> lines = {{}};
+  const auto add = [&](const PlannedLine& line, int64_t needed) {
+    if (needed <= positions) {
+      lines.push_back(line);
+    } else {
+      left_out->push_back(
+          line.without(format("the model has %lld positions, %lld are needed",
+                              static_cast<long long>(positions), static_cast<long long>(needed))));
+    }
+  };
+  const auto decode = [&](int32_t batch, int64_t context) {
+    const int32_t rows = std::clamp(batch, 1, kMaxBenchmarkBatch);
+    add({Kind::kDecode, rows, context, rows, false}, context + 1);
+  };
+  // The last line so far, right after itself.
+  const auto add_one_thread = [&] {
+    lines.push_back(lines.back());
+    lines.back().one_thread = true;
+  };
+  for (size_t i = 0; i < options.batches.size(); ++i) {
+    decode(options.batches[i], 0);
+    if (scaling && i == 0) add_one_thread();
+  }
+  for (const int64_t context : options.contexts) {
+    for (const int32_t batch : options.context_batches) decode(batch, context);
+  }
+  for (const int32_t tokens : options.prefills) add({Kind::kPrefill, 1, 0, tokens, false}, tokens);
+  if (scaling && lines.back().kind == Kind::kPrefill) add_one_thread();
+  return lines;
+}
+
+std::string no_latent_room(const PlannedLine& line, uint64_t bytes,
+                           const std::optional<uint64_t>& room) {
+  const uint64_t most = room ? *room : latent_room();
+  if (bytes <= most) return {};
+  return format("latents of %d x %lld tokens take %.2f GB, memory has room for %.2f GB", line.batch,
+                static_cast<long long>(line.context + 1), static_cast<double>(bytes) / 1e9,
+                static_cast<double>(most) / 1e9);
+}
+
+}  // namespace dsv3
