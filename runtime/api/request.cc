@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "runtime/api/handles.h"
@@ -236,6 +237,10 @@ dsv3_status dsv3_request_start(dsv3_session* session, const dsv3_request_options
     DSV3_TRY(read_request_options(options, &o));
     DSV3_TRY(session->session->engine()->check_process());
     auto handle = std::make_unique<dsv3_request>();
+    const auto top = static_cast<size_t>(std::max(o.sampling.logprobs, 0));
+    handle->event.reserve(top);
+    handle->tokens.reserve(1);
+    handle->top.reserve(top);
     DSV3_ASSIGN(handle->request, Request::start(session->session, std::move(o)));
     *out = handle.release();
     return {};

@@ -9,6 +9,12 @@ namespace {
 // Pages are allocated in slabs, so that a large budget costs nothing until it is used.
 constexpr size_t kSlabBytes = size_t{8} << 20;
 
+// Doubles what there is: reserve() alone would make every slab pay for all lists.
+template <class T>
+void reserve_more(std::vector<T>* list, size_t size) {
+  if (size > list->capacity()) list->reserve(std::max(size, 2 * list->capacity()));
+}
+
 }  // namespace
 
 PagePool::PagePool(kernels::Device* device, size_t page_bytes, int64_t capacity)
@@ -28,11 +34,11 @@ Status PagePool::grow() {
                          static_cast<long long>(capacity_)),
                   "cache_bytes", /*retryable=*/true);
   }
-  slabs_.reserve(slabs_.size() + 1);
+  reserve_more(&slabs_, slabs_.size() + 1);
   const auto total = static_cast<size_t>(allocated + pages);
-  data_.reserve(total);
-  references_.reserve(total);
-  free_.reserve(total);
+  reserve_more(&data_, total);
+  reserve_more(&references_, total);
+  reserve_more(&free_, total);
   const kernels::Dev<std::byte> slab = device_->alloc(static_cast<size_t>(pages) * page_bytes_);
   if (!slab) {
     return make_error(Code::kOutOfMemory, "no memory for %lld cache pages of %zu bytes",
@@ -44,6 +50,11 @@ Status PagePool::grow() {
     references_.push_back(0);
   }
   for (int64_t i = pages; i-- > 0;) free_.push_back(static_cast<PageId>(allocated + i));
+  return {};
+}
+
+Status PagePool::prepare(int64_t pages) {
+  while (static_cast<int64_t>(free_.size()) < pages) DSV3_TRY(grow());
   return {};
 }
 

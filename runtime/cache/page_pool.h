@@ -27,6 +27,8 @@ class PagePool {
   // A zeroed page with one reference. kCapacity (retryable) when the budget is spent, kOutOfMemory
   // when the device has no memory.
   Result<PageId> take();
+  // Makes sure that the next `pages` calls of take() succeed; errors as take()'s.
+  Status prepare(int64_t pages);
   void retain(PageId page);
   void release(PageId page);
   int32_t references(PageId page) const { return references_[static_cast<size_t>(page)]; }

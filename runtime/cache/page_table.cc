@@ -11,15 +11,6 @@ namespace {
 
 constexpr int64_t kTokens = kernels::kLatentPageTokens;
 
-// Pages on their way into a table; given back if they do not get there.
-struct Taken {
-  PagePool* pool;
-  std::vector<PageId> pages;
-  ~Taken() {
-    for (const PageId page : pages) pool->release(page);
-  }
-};
-
 }  // namespace
 
 PageTable::PageTable(const PageTable& other)
@@ -47,31 +38,24 @@ Status PageTable::make_writable(int64_t begin, int64_t end) {
   if (begin >= end) return {};
   const int64_t last = ceil_div(end, kTokens);
   const int64_t old_size = size();
-  // Everything that can fail comes first: the copies are taken beside the table and put in at the
-  // end.
+  // Everything that can fail comes first.
   assert(begin / kTokens <= old_size);
   const int64_t needed = pages_needed(begin, end);
-  Taken taken{pool_, {}};
-  taken.pages.reserve(static_cast<size_t>(needed));
   pages_.reserve(static_cast<size_t>(std::max(last, old_size)));
   data_.reserve(static_cast<size_t>(std::max(last, old_size)));
-  for (int64_t n = 0; n < needed; ++n) {
-    DSV3_ASSIGN(const PageId page, pool_->take());
-    taken.pages.push_back(page);
-  }
-  const std::vector<PageId> pages = std::move(taken.pages);
-  taken.pages.clear();
-  auto next = pages.begin();
+  DSV3_TRY(pool_->prepare(needed));
   for (int64_t i = begin / kTokens; i < last; ++i) {
     const auto at = static_cast<size_t>(i);
     if (i >= old_size) {
-      pages_.push_back(*next);
-      data_.push_back(pool_->data(*next++));
+      DSV3_ASSIGN(const PageId page, pool_->take());
+      pages_.push_back(page);
+      data_.push_back(pool_->data(page));
     } else if (pool_->references(pages_[at]) > 1) {
-      pool_->copy(*next, pages_[at]);
+      DSV3_ASSIGN(const PageId page, pool_->take());
+      pool_->copy(page, pages_[at]);
       pool_->release(pages_[at]);
-      pages_[at] = *next;
-      data_[at] = pool_->data(*next++);
+      pages_[at] = page;
+      data_[at] = pool_->data(page);
     }
   }
   return {};

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <limits>
 
+#include "runtime/text/stream.h"
+
 namespace dsv3 {
 
 void Event::clear(EventKind new_kind) {
@@ -18,35 +20,63 @@ void Event::clear(EventKind new_kind) {
   stop_string.clear();
 }
 
-EventQueue::EventQueue(uint32_t limit) : limit_(std::max<size_t>(limit, 1)) {
-  ring_.resize(std::min<size_t>(limit_ + 1, 8));
+void Event::reserve(size_t top_count) {
+  text.reserve(kTokenTextBytes);
+  tokens.reserve(1);
+  top.reserve(top_count);
+}
+
+EventQueue::EventQueue(uint32_t limit, size_t top) : limit_(std::max<size_t>(limit, 1)) {
+  const size_t events = std::min(limit_, kPrepared) + 1;
+  records_.reserve(events);
+  text_.reserve(events * kTextBytes);
+  tokens_.reserve(events);
+  top_.reserve(events * top);
 }
 
 size_t EventQueue::room() const {
   const std::lock_guard lock(mutex_);
-  return count_ < limit_ ? limit_ - count_ : 0;
+  return records_.size() < limit_ ? limit_ - records_.size() : 0;
 }
 
-void EventQueue::push(Event* event) {
+void EventQueue::push(const Event& event) {
   const std::lock_guard lock(mutex_);
-  if (event->kind == EventKind::kProgress && count_ > 0) {
-    Event& newest = ring_[(head_ + count_ - 1) % ring_.size()];
-    if (newest.kind == EventKind::kProgress) {
-      std::swap(newest, *event);
-      return;
-    }
+  const Record record = {event.kind,
+                         static_cast<uint32_t>(event.tokens.size()),
+                         static_cast<uint32_t>(event.top.size()),
+                         event.text.size(),
+                         event.prompt_done,
+                         event.prompt_total};
+  if (event.kind == EventKind::kProgress && records_.size() > 0 &&
+      records_.back().kind == EventKind::kProgress) {
+    records_.back() = record;
+    return;
   }
-  if (count_ == ring_.size()) {
-    std::vector<Event> larger(ring_.size() * 2);
-    for (size_t i = 0; i < count_; ++i) {
-      std::swap(larger[i], ring_[(head_ + i) % ring_.size()]);
-    }
-    ring_ = std::move(larger);
-    head_ = 0;
-  }
-  std::swap(ring_[(head_ + count_) % ring_.size()], *event);
-  ++count_;
+  records_.reserve(1);
+  text_.reserve(record.text);
+  tokens_.reserve(record.tokens);
+  top_.reserve(record.top);
+  records_.append(&record, 1);
+  text_.append(event.text.data(), record.text);
+  tokens_.append(event.tokens.data(), record.tokens);
+  top_.append(event.top.data(), record.top);
   signal();
+}
+
+// The oldest one's content, copied into memory that the consumer uses again and again.
+void EventQueue::take(Event* event) {
+  const Record record = *records_.data();
+  event->clear(record.kind);
+  event->text.assign(text_.data(), record.text);
+  event->tokens.assign(tokens_.data(), tokens_.data() + record.tokens);
+  event->top.assign(top_.data(), top_.data() + record.top);
+  event->prompt_done = record.prompt_done;
+  event->prompt_total = record.prompt_total;
+  // Nothing was taken if that threw.
+  records_.pop(1);
+  text_.pop(record.text);
+  tokens_.pop(record.tokens);
+  top_.pop(record.top);
 }
 
 void EventQueue::finish(Event* event) noexcept {
@@ -65,7 +95,7 @@ void EventQueue::signal() {
 EventQueue::Outcome EventQueue::next(int64_t deadline_ns, Event* event, bool* made_room) {
   *made_room = false;
   std::unique_lock lock(mutex_);
-  const auto ready = [&] { return count_ > 0 || final_waits_ || final_taken_; };
+  const auto ready = [&] { return records_.size() > 0 || final_waits_ || final_taken_; };
   ++waiting_;
   while (!ready()) {
     if (deadline_ns == std::numeric_limits<int64_t>::max()) {
@@ -80,11 +110,10 @@ EventQueue::Outcome EventQueue::next(int64_t deadline_ns, Event* event, bool* ma
   }
   --waiting_;
   Outcome outcome = Outcome::kTimeout;
-  if (count_ > 0) {
-    *made_room = count_ >= limit_;
-    std::swap(*event, ring_[head_]);
-    head_ = (head_ + 1) % ring_.size();
-    --count_;
+  if (records_.size() > 0) {
+    const bool was_full = records_.size() >= limit_;
+    take(event);
+    *made_room = was_full;
     outcome = Outcome::kEvent;
   } else if (final_waits_) {
     std::swap(*event, final_);
@@ -94,7 +123,7 @@ EventQueue::Outcome EventQueue::next(int64_t deadline_ns, Event* event, bool* ma
   } else if (final_taken_) {
     outcome = Outcome::kEnd;
   }
-  if (descriptor_ && count_ == 0 && !final_waits_) descriptor_->clear();
+  if (descriptor_ && records_.size() == 0 && !final_waits_) descriptor_->clear();
   return outcome;
 }
 
@@ -104,7 +133,7 @@ intptr_t EventQueue::descriptor() {
     Result<WaitDescriptor> made = WaitDescriptor::create();
     if (!made.ok()) return -1;
     descriptor_.emplace(std::move(*made));
-    if (count_ > 0 || final_waits_) descriptor_->set();
+    if (records_.size() > 0 || final_waits_) descriptor_->set();
   }
   return descriptor_->native();
 }

@@ -1,7 +1,9 @@
 // What a request tells its consumer, and the queue between the engine's thread and the consumer's.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -66,20 +68,61 @@ struct Event {
   RequestStatistics statistics;
 
   void clear(EventKind new_kind);
+  // For one token's text and so many alternatives.
+  void reserve(size_t top_count);
+};
+
+// A queue of values in one block of memory, which grows by doubling and is never given back.
+template <class T>
+class Fifo {
+ public:
+  size_t size() const { return items_.size() - head_; }
+  const T* data() const { return items_.data() + head_; }
+  T& back() { return items_.back(); }
+  // Room for `more` values behind those there are: append() of so many cannot fail.
+  void reserve(size_t more) {
+    if (items_.size() + more <= items_.capacity()) return;
+    // Half empty at the least when they are moved up, so that each is moved once or twice.
+    if (2 * (size() + more) > items_.capacity()) {
+      std::vector<T> larger;
+      larger.reserve(2 * std::max(items_.capacity(), size() + more));
+      larger.assign(items_.begin() + static_cast<std::ptrdiff_t>(head_), items_.end());
+      items_.swap(larger);
+    } else {
+      items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(head_));
+    }
+    head_ = 0;
+  }
+  void append(const T* values, size_t count) {
+    items_.insert(items_.end(), values, values + count);
+  }
+  void pop(size_t count) {
+    head_ += count;
+    if (head_ < items_.size()) return;
+    items_.clear();
+    head_ = 0;
+  }
+
+ private:
+  std::vector<T> items_;
+  size_t head_ = 0;  // those before it were taken
 };
 
 // Bounded: the engine asks full() before it works for the request. The final event has its own
-// place, so that it can always be delivered. One producer, one consumer.
+// place, so that it can always be delivered. One producer, one consumer. Events that wait are kept
+// as records beside the bytes, tokens and alternatives of all of them: however far the consumer is
+// behind, an event costs no allocation once the queue has been that long.
 class EventQueue {
  public:
-  explicit EventQueue(uint32_t limit);
+  // `top`: alternatives of a token. Room for kPrepared events is taken here.
+  explicit EventQueue(uint32_t limit, size_t top = 0);
 
   // --- the engine's side
   bool full() const { return room() == 0; }
   size_t room() const;  // events until then
-  // Takes the event's content and leaves an older one's buffers in it. A progress event replaces a
-  // progress event that still waits. May throw std::bad_alloc, and then nothing was added.
-  void push(Event* event);
+  // A progress event replaces a progress event that still waits. May throw std::bad_alloc, and then
+  // nothing was added.
+  void push(const Event& event);
   // Delivers the final event, once.
   void finish(Event* event) noexcept;
 
@@ -91,13 +134,25 @@ class EventQueue {
   intptr_t descriptor();
 
  private:
+  static constexpr size_t kPrepared = 256;  // the default limit
+  static constexpr size_t kTextBytes = 8;   // of an event, in the mean
+  // An event that waits; its content is at the heads of the other queues when it is at the head.
+  struct Record {
+    EventKind kind;
+    uint32_t tokens, top;
+    size_t text;                         // bytes
+    uint64_t prompt_done, prompt_total;  // kProgress
+  };
   void signal();  // under mutex_
+  void take(Event* event);
 
   const size_t limit_;
   mutable std::mutex mutex_;
   std::condition_variable condition_;
-  std::vector<Event> ring_;
-  size_t head_ = 0, count_ = 0;
+  Fifo<Record> records_;
+  Fifo<char> text_;
+  Fifo<EventToken> tokens_;
+  Fifo<TopToken> top_;
   Event final_;
   bool final_waits_ = false, final_taken_ = false;
   int waiting_ = 0;  // consumers in next(): without one, no wake-up is paid for

@@ -103,7 +103,8 @@ Request::Request(const std::shared_ptr<Session>& s, RequestOptions options, int6
       speculator_(options_.speculation,
                   std::min(max_length_, static_cast<int64_t>(s->length() + options_.max_tokens)),
                   s->engine()->model().config().num_nextn_predict_layers > 0),
-      queue_(options_.max_queued_events) {
+      queue_(options_.max_queued_events,
+             static_cast<size_t>(std::max(options_.sampling.logprobs, 0))) {
   const Model& model = s->engine()->model();
   if (!options_.ignore_eos) {
     const auto& eos = model.config().eos_token_ids;
@@ -119,7 +120,8 @@ Request::Request(const std::shared_ptr<Session>& s, RequestOptions options, int6
   }
   // What every token needs, so that decoding does not allocate.
   sampled_.top.reserve(static_cast<size_t>(std::max(options_.sampling.logprobs, 0)));
-  segments_.reserve(4);
+  segments_.reserve(4, kTokenTextBytes);
+  scratch_.reserve(sampled_.top.capacity());
 }
 
 Result<std::shared_ptr<Request>> Request::start(const std::shared_ptr<Session>& session,
@@ -352,7 +354,7 @@ void Request::emit_progress(int64_t done) {
   scratch_.clear(EventKind::kProgress);
   scratch_.prompt_done = static_cast<uint64_t>(done);
   scratch_.prompt_total = statistics_.prompt_tokens;
-  push(&scratch_);
+  push(scratch_);
 }
 
 bool Request::emit_token(bool is_stop_token) {
@@ -380,20 +382,20 @@ void Request::emit_segments(bool with_token) {
                                     : decoder_ && decoder_->in_reasoning();
     if (!has_text && !with_token) return;
     scratch_.clear(reasoning ? EventKind::kReasoning : EventKind::kText);
-    if (has_text) scratch_.text.swap(segments_[i].text);
+    if (has_text) scratch_.text.assign(segments_[i].text);
     if (with_token) {
       scratch_.tokens.push_back(
           {sampled_.id, sampled_.logprob, 0, static_cast<uint32_t>(sampled_.top.size())});
       scratch_.top.assign(sampled_.top.begin(), sampled_.top.end());
       with_token = false;
     }
-    push(&scratch_);
+    push(scratch_);
   } while (++i < segments_.size());
 }
 
-void Request::push(Event* event) {
+void Request::push(const Event& event) {
   if (options_.collect) {
-    if (event->kind == EventKind::kText) collected_ += event->text;
+    if (event.kind == EventKind::kText) collected_ += event.text;
     return;
   }
   queue_.push(event);

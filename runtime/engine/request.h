@@ -96,7 +96,7 @@ class Request final : public Task {
   bool emit_token(bool is_stop_token);
   void emit_progress(int64_t done);
   void emit_segments(bool with_token);
-  void push(Event* event);
+  void push(const Event& event);
   void notify() noexcept;
   static Status run_hook(void* self, std::span<float> logits, std::span<const int32_t> tokens);
 
@@ -107,7 +107,7 @@ class Request final : public Task {
   Speculator speculator_;
   std::optional<StreamDecoder> decoder_;  // none without a tokenizer
   SampledToken sampled_;
-  std::vector<Segment> segments_;
+  Segments segments_;
   Event scratch_, final_;
   std::string collected_;
   std::string matched_stop_;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <deque>
 
 #include "runtime/text/stream.h"
@@ -22,6 +23,9 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) : nodes_(1) {
     nodes_[static_cast<size_t>(node)].match = index;
     stops_.push_back(std::move(stop));
   }
+  size_t longest = 0;
+  for (const std::string& stop : stops_) longest = std::max(longest, stop.size());
+  if (longest > 0) held_.reserve(longest + kTokenTextBytes);
   // Breadth first: a node's failure link points to a shallower node, which is complete by then.
   std::vector<std::vector<std::pair<uint8_t, int32_t>>> children(nodes_.size());
   for (const auto& [key, child] : edges_) {

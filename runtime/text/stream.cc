@@ -3,7 +3,6 @@
 #include "runtime/text/utf8.h"
 
 namespace dsv3 {
-
 void Utf8Stream::push(std::string_view bytes, std::string* out) {
   if (!pending_.empty()) {
     pending_.append(bytes);
@@ -22,12 +21,30 @@ void Utf8Stream::push(std::string_view bytes, std::string* out) {
     i += unit.size;
   }
   out->append(bytes.substr(begin, i - begin));
-  pending_ = std::string(bytes.substr(i));  // at most three bytes
+  const std::string rest(bytes.substr(i));  // at most three bytes; may be pending_'s own
+  pending_ = rest;
 }
 
 void Utf8Stream::finish(std::string* out) {
   if (!pending_.empty()) out->append(kReplacementCharacter);
   pending_.clear();
+}
+
+void Segments::add(SegmentKind kind, std::string_view text) {
+  if (text.empty()) return;
+  text_.append(text);
+  if (pieces_.empty() || pieces_.back().kind != kind) pieces_.push_back({kind, 0});
+  pieces_.back().end = text_.size();
+}
+
+void Segments::reserve(size_t pieces, size_t bytes) {
+  pieces_.reserve(pieces);
+  text_.reserve(bytes);
+}
+
+Segment Segments::operator[](size_t i) const {
+  const size_t begin = i == 0 ? 0 : pieces_[i - 1].end;
+  return {pieces_[i].kind, std::string_view(text_).substr(begin, pieces_[i].end - begin)};
 }
 
 struct StreamDecoder::Impl {
@@ -40,6 +57,7 @@ struct StreamDecoder::Impl {
   int32_t think_begin, think_end;  // token ids, -1: none
   bool in_reasoning;
   bool stopped = false;
+  std::string whole, certain;  // of one call; members, so that they keep their memory
 
   Impl(const Tokenizer* t, std::vector<std::string> s, bool reasoning)
       : tokenizer(t),
@@ -50,6 +68,8 @@ struct StreamDecoder::Impl {
         think_end(t->token_id("</think>").value_or(-1)),
         in_reasoning(reasoning) {
     restart_reasoning();
+    whole.reserve(kTokenTextBytes);
+    certain.reserve(kTokenTextBytes);
   }
 
   void restart_reasoning() {
@@ -57,19 +77,13 @@ struct StreamDecoder::Impl {
                                               : std::vector<std::string>{});
   }
 
-  static void put(SegmentKind kind, std::string_view text, std::vector<Segment>* out) {
-    if (text.empty()) return;
-    if (out->empty() || out->back().kind != kind) out->push_back({kind, {}});
-    out->back().text.append(text);
-  }
-
   // Takes whole characters.
-  void put_text(std::string_view text, std::vector<Segment>* out) {
-    std::string certain;
+  void put_text(std::string_view text, Segments* out) {
+    certain.clear();
     if (in_reasoning) {
       size_t consumed = 0;
       const bool ended = reasoning_end.push(text, &certain, &consumed);
-      put(SegmentKind::kReasoning, certain, out);
+      out->add(SegmentKind::kReasoning, certain);
       if (!ended) return;
       in_reasoning = false;
       restart_reasoning();
@@ -78,23 +92,18 @@ struct StreamDecoder::Impl {
     }
     if (text.empty()) return;
     stopped = answer_stop.push(text, &certain);
-    put(SegmentKind::kAnswer, certain, out);
+    out->add(SegmentKind::kAnswer, certain);
   }
 
   // Puts out what is held back: nothing that follows can belong to it.
-  void flush(std::vector<Segment>* out) {
-    std::string rest;
-    utf8.finish(&rest);
-    if (!rest.empty()) put_text(rest, out);
+  void flush(Segments* out) {
+    whole.clear();
+    utf8.finish(&whole);
+    if (!whole.empty()) put_text(whole, out);
     if (stopped) return;
-    rest.clear();
-    if (in_reasoning) {
-      reasoning_end.finish(&rest);
-      put(SegmentKind::kReasoning, rest, out);
-    } else {
-      answer_stop.finish(&rest);
-      put(SegmentKind::kAnswer, rest, out);
-    }
+    certain.clear();
+    (in_reasoning ? reasoning_end : answer_stop).finish(&certain);
+    out->add(in_reasoning ? SegmentKind::kReasoning : SegmentKind::kAnswer, certain);
   }
 };
 
@@ -104,7 +113,7 @@ StreamDecoder::StreamDecoder(const Tokenizer* tokenizer, std::vector<std::string
 StreamDecoder::~StreamDecoder() = default;
 StreamDecoder::StreamDecoder(StreamDecoder&&) noexcept = default;
 
-bool StreamDecoder::push(int32_t token, std::vector<Segment>* out) {
+bool StreamDecoder::push(int32_t token, Segments* out) {
   Impl& s = *impl_;
   if (s.stopped) return true;
   const bool begins = token >= 0 && token == s.think_begin;
@@ -115,13 +124,13 @@ bool StreamDecoder::push(int32_t token, std::vector<Segment>* out) {
     return s.stopped;
   }
   if (s.tokenizer->is_special(token)) return false;
-  std::string text;
-  s.utf8.push(s.tokenizer->token_bytes(token), &text);
-  if (!text.empty()) s.put_text(text, out);
+  s.whole.clear();
+  s.utf8.push(s.tokenizer->token_bytes(token), &s.whole);
+  if (!s.whole.empty()) s.put_text(s.whole, out);
   return s.stopped;
 }
 
-void StreamDecoder::finish(std::vector<Segment>* out) {
+void StreamDecoder::finish(Segments* out) {
   if (!impl_->stopped) impl_->flush(out);
 }
 bool StreamDecoder::in_reasoning() const { return impl_->in_reasoning; }

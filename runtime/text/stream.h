@@ -14,6 +14,9 @@
 
 namespace dsv3 {
 
+// What buffers for one token's text begin with; few tokens are longer.
+inline constexpr size_t kTokenTextBytes = 256;
+
 // Turns a stream of bytes into complete UTF-8 characters. Bytes that can never become valid turn
 // into U+FFFD (one per maximal invalid part).
 class Utf8Stream {
@@ -56,14 +59,37 @@ class StopMatcher {
   std::unordered_map<int64_t, int32_t> edges_;  // node * 256 + byte -> node
   int32_t state_ = 0;
   bool done_ = false;
-  std::string held_;  // the last nodes_[state_].depth bytes of the text
+  std::string held_;  // the last nodes_[state_].depth bytes of the text, and the next text's
   std::string matched_;
 };
 
 enum class SegmentKind : uint8_t { kAnswer, kReasoning };
 struct Segment {
   SegmentKind kind;
-  std::string text;
+  std::string_view text;  // valid until the Segments change
+};
+
+// Pieces of text, adjacent ones of one kind merged. Reused: clear() keeps the memory, so that a
+// token costs no allocation.
+class Segments {
+ public:
+  void clear() {
+    text_.clear();
+    pieces_.clear();
+  }
+  void add(SegmentKind kind, std::string_view text);  // nothing if it is empty
+  void reserve(size_t pieces, size_t bytes);
+  bool empty() const { return pieces_.empty(); }
+  size_t size() const { return pieces_.size(); }
+  Segment operator[](size_t i) const;
+
+ private:
+  struct Piece {
+    SegmentKind kind;
+    size_t end;  // in text_
+  };
+  std::string text_;
+  std::vector<Piece> pieces_;
 };
 
 // The decoder of one request: tokens in, segments out. Special tokens produce no text; <think> and
@@ -73,10 +99,9 @@ class StreamDecoder {
   StreamDecoder(const Tokenizer* tokenizer, std::vector<std::string> stops, bool in_reasoning);
   ~StreamDecoder();
   StreamDecoder(StreamDecoder&&) noexcept;
-  // Appends finished pieces to *out (adjacent pieces of one kind are merged); true when a stop
-  // string matched and the request is over.
-  bool push(int32_t token, std::vector<Segment>* out);
-  void finish(std::vector<Segment>* out);
+  // Appends finished pieces to *out; true when a stop string matched and the request is over.
+  bool push(int32_t token, Segments* out);
+  void finish(Segments* out);
   bool in_reasoning() const;
   const std::string& matched_stop() const;
 

@@ -219,32 +219,3 @@ TEST_CASE("one allocation fails, opening included") { check_all(true, false, 150
 TEST_CASE("all allocations fail from one on, opening included" * doctest::skip(kChecksPages)) {
   check_all(true, true, 100);
 }
-
-TEST_CASE("decoding does not allocate" * doctest::skip(kChecksPages)) {
-  const ModelHandle model = open_model();
-  const ContextHandle context = make_context(model.get());
-  const auto allocations = [&](uint64_t tokens) {
-    const SessionHandle session = make_session(context.get());
-    append_text(session.get(), kPrompt);
-    dsv3_request_options options = request_options();
-    options.max_tokens = tokens;
-    options.ignore_eos = 1;
-    options.temperature = 1;
-    options.top_p = 0.9F;
-    options.logprobs = 5;
-    options.max_queued_events = 4096;
-    const int64_t before = made;
-    const RequestHandle request = start(session.get(), options);
-    dsv3_event event;
-    do {
-      event.struct_size = sizeof event;
-      (void)dsv3_request_next(request.get(), DSV3_WAIT_FOREVER, &event, nullptr);
-    } while (event.kind != DSV3_EVENT_FINISHED);
-    return made - before;
-  };
-  allocations(40);  // the pool's pages, and scratch that grows once
-  const int64_t few = allocations(40), many = allocations(440);
-  MESSAGE("400 tokens more: ", many - few, " allocations more");
-  // Every 64 tokens a page is taken, and the events' texts now and then grow.
-  CHECK(many - few < 100);
-}

@@ -17,14 +17,14 @@ void push_text(EventQueue* queue, const std::string& text) {
   Event event;
   event.clear(EventKind::kText);
   event.text = text;
-  queue->push(&event);
+  queue->push(event);
 }
 
 void push_progress(EventQueue* queue, uint64_t done) {
   Event event;
   event.clear(EventKind::kProgress);
   event.prompt_done = done;
-  queue->push(&event);
+  queue->push(event);
 }
 
 void push_final(EventQueue* queue, FinishReason reason) {

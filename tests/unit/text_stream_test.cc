@@ -186,7 +186,7 @@ Told tell(const Tokenizer& t, const std::vector<int32_t>& ids, bool in_reasoning
           std::vector<std::string> stops = {}) {
   StreamDecoder decoder(&t, std::move(stops), in_reasoning);
   Told told;
-  std::vector<Segment> segments;
+  Segments segments;
   for (const int32_t id : ids) {
     if (!decoder.push(id, &segments)) continue;
     told.stopped = true;
@@ -230,7 +230,7 @@ TEST_CASE("reasoning is told apart from the answer") {
   CHECK(tell(*t, join({bytes_of("a\xE4"), {kEndThink}, bytes_of("\xB8z")}), true) ==
         Told{"a" + fffd, fffd + "z"});
   StreamDecoder decoder(&*t.tokenizer, {}, true);
-  std::vector<Segment> segments;
+  Segments segments;
   CHECK(decoder.in_reasoning());
   decoder.push(kEndThink, &segments);
   CHECK(!decoder.in_reasoning());
