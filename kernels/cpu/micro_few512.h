@@ -337,8 +337,9 @@ template <class S, int kR = 1>
 void stream(const GemmArgs& a, const Streams<S>& in) {
   if (a.rows == kR) {
     int32_t tile = 0;
+    constexpr int kSideBySide = kR <= 2 ? 4 : 2;
     if (in.tile_bytes < kLongTile) {
-      tile = stream_tiles < S, kR, kR <= 2 ? 4 : 2 > (a, in, tile);
+      tile = stream_tiles<S, kR, kSideBySide>(a, in, tile);
     } else if (kR == 4) {
       tile = stream_tiles<S, kR, 2>(a, in, tile);
     }
