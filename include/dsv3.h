@@ -262,6 +262,10 @@ typedef struct dsv3_context dsv3_context;
 /* Called from any thread of the context. Must not call back into the library. */
 typedef void (*dsv3_log_fn)(void *user, int32_t level, const char *message);
 
+/* How a prompt's tokens attend to those before them: */
+#define DSV3_PROMPT_LATENT 0   /* in latent space, as generated tokens do: bit-identical results */
+#define DSV3_PROMPT_EXPANDED 1 /* by keys and values made from latents, where that is less work */
+
 typedef struct dsv3_context_options {
   uint32_t struct_size;
   /* Compute threads; 0 (default): the CPUs this process may use. Fewer work while other programs
@@ -277,7 +281,7 @@ typedef struct dsv3_context_options {
    * and give the same tokens). A new request that finds no room then ends with DSV3_E_CAPACITY
    * (retryable). */
   uint64_t cache_bytes;
-  int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256 */
+  int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256, where prompts expand 512 */
   int32_t pin_threads;   /* 1: pin threads to CPUs; default 0 */
   dsv3_log_fn log;       /* may be NULL: nothing is logged */
   void *log_user;
@@ -285,7 +289,12 @@ typedef struct dsv3_context_options {
    * begins with the same tokens (whole pages; see dsv3_context_info.page_tokens). 0: sessions share by
    * dsv3_session_fork only. */
   int32_t prefix_cache;
-  int32_t reserved; /* 0 */
+  /* DSV3_PROMPT_LATENT (default) or DSV3_PROMPT_EXPANDED: long prompts are computed faster (the longer,
+   * and the larger prefill_chunk, the more) and as accurately, but the last bits then depend on how a
+   * prompt was cut into chunks and on what was cached: dsv3_context_info.bit_identical is 0. Threads
+   * and speculation still change nothing. Sessions saved and prefixes kept on disk are continued by
+   * contexts of the same setting only. */
+  int32_t prompt_attention;
   /* A directory in which prefixes outlive the process: whole pages are written when requests end and
    * read when a request begins. NULL (default): none. It is made with mode 0700 where it is missing,
    * may be shared by processes and models, and holds the users' text in another form:
@@ -763,6 +772,8 @@ typedef struct dsv3_benchmark_options {
   dsv3_progress_fn progress;           /* in lines of the result */
   void *progress_user;
   dsv3_cancel *cancel; /* looked at between layers; may be NULL */
+  int32_t invariance;  /* 1: prompts with DSV3_PROMPT_EXPANDED as well; default 0 */
+  int32_t reserved;    /* 0 */
 } dsv3_benchmark_options;
 
 DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint32_t struct_size);
@@ -781,7 +792,10 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * of each kind of operation in one more repeat. The line "first token" is the first step after
  * opening, measured once, with its page_faults. With `scaling` the first decoding line and the longest
  * prompt's are measured for one thread too, and "scaling" says how many times the figures of one
- * thread all threads reach: read bandwidth, multiply-adds, decode, prefill. A line's limits are
+ * thread all threads reach: read bandwidth, multiply-adds, decode, prefill. With `invariance` every
+ * prompt, and one of 512 tokens after 16,384 others (not with `quick`), is computed in turns as it is by
+ * default and with DSV3_PROMPT_EXPANDED: a line of its own, with "prompt_attention" ("expanded") and
+ * "times_as_fast", what bit-identical results cost there. A line's limits are
  * measured between its repeats: on a machine that others use they wander as the line does. Unless
  * `quick`, lines are repeated for two seconds at least. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,

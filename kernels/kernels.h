@@ -140,6 +140,9 @@ struct SequenceRows {
   int64_t first_position = 0;
   // Host array; page i holds positions [64 i, 64 i + 64). Pages 0..last position of the rows / 64.
   const Dev<std::byte>* pages = nullptr;
+  // Attention may expand keys and values for these rows where that is less work (expands()). Their
+  // results are then as near to the exact ones, but not the bits that they have otherwise.
+  bool may_expand = false;
 };
 
 struct MlaShape {
@@ -151,6 +154,27 @@ struct MlaShape {
   int32_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }
   int32_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
 };
+
+// Multiply-adds of attention for these rows. In latent space: W_UK and W_UV for every row, scores
+// and sums over latents; expanded: W_UK and W_UV for every key, scores and sums over a head's own
+// keys and values.
+inline double attention_work(const MlaShape& s, const SequenceRows& r, bool expanded) {
+  const double rows = r.rows;
+  const double keys = static_cast<double>(r.first_position) + rows;
+  const double pairs = rows * (static_cast<double>(r.first_position) + (rows + 1) / 2);
+  const double projections = double{1} * s.kv_lora_rank * (s.qk_nope_head_dim + s.v_head_dim);
+  return s.heads * (expanded ? keys * projections + pairs * (s.qk_head_dim() + s.v_head_dim)
+                             : rows * projections + pairs * (s.latent_dim() + s.kv_lora_rank));
+}
+// Are these rows' keys and values expanded? A function of the arguments alone. W_UK and W_UV have
+// to be unpacked first, which takes about as long as multiplying them with some rows.
+inline bool expands(const MlaShape& s, const SequenceRows& r) {
+  constexpr int32_t kLeastRows = 32, kUnpackingRows = 24;
+  const double unpacking =
+      double{kUnpackingRows} * s.heads * s.kv_lora_rank * (s.qk_nope_head_dim + s.v_head_dim);
+  return r.may_expand && r.rows >= kLeastRows &&
+         attention_work(s, r, true) + unpacking < attention_work(s, r, false);
+}
 
 // For every row: rotates the last qk_rope_head_dim values of each head of q in place; stores at the
 // row's position the latent rms_norm(kv[0..kv_lora_rank)) * gamma and the rotated
@@ -173,7 +197,9 @@ struct RopeAppendArgs {
 //   ql[h]  = W_UK[h] q_nope[h]                                   [kv_lora_rank]
 //   s[p]   = softmax_scale * (ql[h] . latent[p] + q_rope[h] . k_rope[p])   p in [first_key,
 //   position] out[h] = W_UV[h] (sum_p softmax(s)[p] latent[p])             [v_head_dim]
-// Keys are split at fixed positions (multiples of the device's split) and combined in order.
+// Keys are split at fixed positions (multiples of the device's split) and combined in order. Where
+// expands() says so, a device may compute the same from a head's own keys W_UK[h]^T latent[p] and
+// values W_UV[h] latent[p] (ref does not).
 struct MlaAttentionArgs {
   MlaShape shape;
   std::span<const SequenceRows> sequences;
@@ -261,6 +287,7 @@ struct Limits {
   int64_t ffn_slot_width = 0;  // largest sum over a token's slots of their widths
   int32_t experts = 0;
   MlaShape mla;
+  bool expand = false;  // SequenceRows::may_expand will be used
 };
 
 class Device {

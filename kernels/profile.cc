@@ -118,25 +118,17 @@ void ProfilingDevice::rope_append(const RopeAppendArgs& args) {
 }
 
 void ProfilingDevice::mla_attention(const MlaAttentionArgs& args) {
-  double rows = 0, keys = 0, attended = 0;
+  double keys = 0, work = 0;
   for (const SequenceRows& s : args.sequences) {
-    rows += s.rows;
     keys += static_cast<double>(s.first_position) + s.rows;
-    attended += s.rows * (static_cast<double>(s.first_position) + (s.rows + 1) / 2.0);
+    work += attention_work(args.shape, s, expands(args.shape, s));
   }
   double bytes =
       keys * static_cast<double>(inner_->latent_page_bytes(args.shape)) / kLatentPageTokens;
-  double weights = 0;
   for (const std::span<const Matrix> heads : {args.w_uk, args.w_uv}) {
-    for (const Matrix& m : heads) {
-      bytes += bytes_of(m);
-      weights += weights_of(m);
-    }
+    for (const Matrix& m : heads) bytes += bytes_of(m);
   }
-  const double per_key =
-      args.shape.heads * static_cast<double>(args.shape.latent_dim() + args.shape.kv_lora_rank);
-  timed({"mla_attention", 0, {}, {}}, bytes, 2 * (weights * rows + per_key * attended),
-        [&] { inner_->mla_attention(args); });
+  timed({"mla_attention", 0, {}, {}}, bytes, 2 * work, [&] { inner_->mla_attention(args); });
 }
 
 void ProfilingDevice::route(const RouteArgs& args) {

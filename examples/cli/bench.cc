@@ -16,7 +16,7 @@ struct Options {
   ContextOptions context;
   WeightOptions weights;
   int32_t layers = 0, repeats = 5;
-  bool quick = false, profile = false, scaling = false, json = false;
+  bool quick = false, profile = false, scaling = false, invariance = false, json = false;
 };
 
 std::string line_name(const Json& line, const Json& machine) {
@@ -25,9 +25,10 @@ std::string line_name(const Json& line, const Json& machine) {
     name += format(" %d", line["tokens"].get<int>());
   } else if (name == "decode") {
     name += format(", batch %d", line["batch"].get<int>());
-    const auto context = line["context"].get<int64_t>();
-    if (context > 0) name += format(", context %lld", static_cast<long long>(context));
   }
+  const auto context = line["context"].get<int64_t>();
+  if (context > 0) name += format(", context %lld", static_cast<long long>(context));
+  if (line.contains("prompt_attention")) name += ", expanded";
   if (line.contains("threads") && line["threads"] != machine["threads"]) {
     name += format(", %d thread", line["threads"].get<int>());
   }
@@ -72,6 +73,21 @@ std::string scaling_of(const Json& scaling) {
         format("%s%s %.2fx", figures.empty() ? "" : ", ", name, scaling[field].get<double>());
   }
   return format("\n%d threads against one: %s\n", scaling["threads"].get<int>(), figures.c_str());
+}
+
+// What it costs that a prompt's attention gives the same bits however it is computed.
+std::string invariance_of(const Json& result) {
+  std::string figures;
+  for (const Json& line : result["lines"]) {
+    if (!line.contains("times_as_fast")) continue;
+    figures += format("%s%d", figures.empty() ? "" : ", ", line["tokens"].get<int>());
+    const auto context = line["context"].get<int64_t>();
+    if (context > 0) figures += format(" after %lld", static_cast<long long>(context));
+    figures += format(": %.2fx", line["times_as_fast"].get<double>());
+  }
+  if (figures.empty()) return {};
+  return "\nWithout bit-identical results (--prompt-attention expanded), prompts of " + figures +
+         "\n";
 }
 
 void print_human(const Json& result) {
@@ -120,6 +136,7 @@ void print_human(const Json& result) {
     }
   }
   if (result.contains("scaling")) out += scaling_of(result["scaling"]);
+  out += invariance_of(result);
   for (const Json& line : result["lines"]) {
     if (line.contains("profile")) out += profile_of(line, machine);
   }
@@ -207,6 +224,7 @@ void run(const Options& o, Main& main) {
   options.quick = o.quick ? 1 : 0;
   options.profile = o.profile ? 1 : 0;
   options.scaling = o.scaling ? 1 : 0;
+  options.invariance = o.invariance ? 1 : 0;
   options.context = &context;
   options.cancel = interrupt.token();
   char* text = nullptr;
@@ -242,6 +260,8 @@ void add_bench(CLI::App& app, Main& main) {
       ->capture_default_str();
   command->add_flag("--quick", o->quick, "the short lines only");
   command->add_flag("--profile", o->profile, "show where each line's time goes, by operation");
+  command->add_flag("--invariance", o->invariance,
+                    "prompts without bit-identical results as well, in turns, and the ratios");
   command->add_flag("--scaling", o->scaling, "some lines on one thread as well, and the ratios");
   command->add_option("--plot", o->plot, "write the percentages as an SVG picture");
   command->add_flag("--json", o->json, "print the result as JSON");

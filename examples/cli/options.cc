@@ -82,6 +82,16 @@ void ContextOptions::add_to(CLI::App& app) {
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
       ->group(kModelGroup);
+  app.add_option("--prompt-attention", prompt_attention,
+                 "expanded: long prompts faster, but not bit-identical however they are computed")
+      ->check(CLI::IsMember({"latent", "expanded"}))
+      ->capture_default_str()
+      ->group(kModelGroup);
+  app.add_option("--prefill-chunk", prefill_chunk,
+                 "most tokens of a prompt in one step; 0: automatic")
+      ->check(CLI::Range(0, 65536))
+      ->capture_default_str()
+      ->group(kModelGroup);
   app.add_option("--trace", trace,
                  "write what the engine does to this file, for Perfetto (256 MiB at most)")
       ->group(kOutputGroup);
@@ -95,6 +105,9 @@ dsv3_context_options ContextOptions::make() const {
   options.kernels = kernels.empty() ? nullptr : kernels.c_str();
   options.cache_bytes = cache_mb << 20;
   options.pin_threads = pin ? 1 : 0;
+  options.prefill_chunk = prefill_chunk;
+  options.prompt_attention =
+      prompt_attention == "expanded" ? DSV3_PROMPT_EXPANDED : DSV3_PROMPT_LATENT;
   options.disk_cache_dir = disk_cache.empty() ? nullptr : disk_cache.c_str();
   options.disk_cache_bytes = disk_cache_mb << 20;
   if (verbose) options.log = log_to_stderr;

@@ -25,6 +25,8 @@ struct ContextOptions {
   std::string disk_cache;
   uint64_t disk_cache_mb = 0;
   std::string trace;
+  std::string prompt_attention = "latent";
+  int32_t prefill_chunk = 0;
   bool pin = false;
   bool verbose = false;
 

@@ -71,7 +71,8 @@ struct AttentionScratch {
   }
 };
 
-// Any NaN or infinity among the BF16 latents of keys [begin, end) of a page?
+}  // namespace
+
 bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t end) {
   bool found = false;
   for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -83,8 +84,6 @@ bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t e
   }
   return found;
 }
-
-}  // namespace
 
 size_t attention_query_bytes(const MlaShape& shape, Activation native) {
   return static_cast<size_t>(round64(even(shape.latent_dim()))) * native_bytes(native);
@@ -409,15 +408,27 @@ void AttentionJob::attend_task(void* context, int index, int worker) {
 }
 
 void CpuDevice::mla_attention(const MlaAttentionArgs& args) {
+  const auto expanded = [&](const SequenceRows& seq) { return expands(args.shape, seq); };
+  MlaAttentionArgs rest = args;
+  for (auto at = args.sequences.begin(); at != args.sequences.end();) {
+    if (expanded(*at)) {
+      expanded_attention(args, *at++);
+      continue;
+    }
+    const auto end = std::find_if(at, args.sequences.end(), expanded);
+    rest.sequences = {at, end};
+    latent_attention(rest);
+    at = end;
+  }
+}
+
+void CpuDevice::latent_attention(const MlaAttentionArgs& args) {
   const MlaShape& s = args.shape;
   int32_t most_rows = 1;
   double ns = 0;
   for (const SequenceRows& seq : args.sequences) {
     most_rows = std::max(most_rows, seq.rows);
-    const double keys = static_cast<double>(seq.first_position) + 0.5 * seq.rows;
-    const double per_head = double{1} * s.kv_lora_rank * (s.qk_nope_head_dim + s.v_head_dim) +
-                            keys * (s.latent_dim() + s.kv_lora_rank);
-    ns += per_head * s.heads * seq.rows / 50;
+    ns += attention_work(s, seq, false) / 50;
   }
   AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1, 1};
   int64_t row_blocks = 0;

@@ -22,5 +22,10 @@ size_t attention_query_bytes(const MlaShape& shape, Activation native);
 size_t attention_input_bytes(const MlaShape& shape);
 // Bytes of one worker's scratch.
 size_t attention_scratch_bytes(const MlaShape& shape, Activation native);
+// The same where keys and values are expanded, for up to so many rows of a sequence.
+size_t expanded_scratch_bytes(const MlaShape& shape, Activation native, int32_t rows);
+
+// Any NaN or infinity among the BF16 values of keys [begin, end) of a page?
+bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t end);
 
 }  // namespace dsv3::kernels

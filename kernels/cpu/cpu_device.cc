@@ -92,6 +92,7 @@ void CpuDevice::reserve_all(const Limits& wanted) {
   grow(&l.mla.qk_nope_head_dim, wanted.mla.qk_nope_head_dim);
   grow(&l.mla.qk_rope_head_dim, wanted.mla.qk_rope_head_dim);
   grow(&l.mla.v_head_dim, wanted.mla.v_head_dim);
+  grow(&l.expand, wanted.expand);
 
   const auto rows = static_cast<size_t>(l.rows);
   const size_t cells = rows * static_cast<size_t>(l.ffn_slots);
@@ -128,6 +129,9 @@ void CpuDevice::reserve_all(const Limits& wanted) {
     w.slot_parts = host_array<const float*>(static_cast<size_t>(l.ffn_slots));
     w.slot_weights = host_array<float>(static_cast<size_t>(l.ffn_slots));
     w.attention = host_array<std::byte>(attention_scratch_bytes(l.mla, micro_->native));
+    if (l.expand) {
+      w.expanded = host_array<std::byte>(expanded_scratch_bytes(l.mla, micro_->native, l.rows));
+    }
     w.latent = host_array<float>(padded(l.mla.latent_dim()));
   }
 }

@@ -1,6 +1,6 @@
 // The CPU device: the drivers shared by all CPU kernel sets. They cut operations into tasks for the
-// pool and call the micro-kernels of the chosen instruction set. linear.cc, ffn.cc, attention.cc
-// and small_ops.cc hold one operation family each.
+// pool and call the micro-kernels of the chosen instruction set. linear.cc, ffn.cc,
+// attention.cc, attention_expanded.cc and small_ops.cc hold one operation family each.
 //
 // Which thread computes what, how rows are grouped and where tasks are cut never changes a bit of
 // the result: every output element is one micro-kernel's chain of additions, the same for a row
@@ -48,6 +48,7 @@ class CpuDevice final : public HostDevice {
   friend struct LinearJob;
   friend struct FfnJob;
   friend struct AttentionJob;
+  friend struct ExpandedJob;
   friend struct RouteJob;
 
   // What one worker needs for itself.
@@ -58,11 +59,15 @@ class CpuDevice final : public HostDevice {
     HostBuffer<const float*> slot_parts;  // [slots]
     HostBuffer<float> slot_weights;       // [slots]
     HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
+    HostBuffer<std::byte> expanded;       // see ExpandedScratch in attention_expanded.cc
     HostBuffer<float> latent;             // [latent_dim] of one row, and its padding
   };
 
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
   void reserve_all(const Limits& limits);
+
+  void latent_attention(const MlaAttentionArgs& args);
+  void expanded_attention(const MlaAttentionArgs& args, const SequenceRows& seq);
 
   // Calls fn(row, worker) for all rows, shared out when they are worth it.
   template <class Fn>

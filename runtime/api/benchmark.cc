@@ -26,7 +26,9 @@ constexpr dsv3_benchmark_options kBenchmarkDefaults = {
     .context = nullptr,
     .progress = nullptr,
     .progress_user = nullptr,
-    .cancel = nullptr};
+    .cancel = nullptr,
+    .invariance = 0,
+    .reserved = 0};
 
 // The types of a synthetic model's weights, of the same fields as a conversion's.
 Status read_types(const dsv3_benchmark_options& o, SyntheticOptions* out) {
@@ -96,6 +98,10 @@ nlohmann::ordered_json json_of(const BenchmarkLine& line) {
       {"limit_seconds", line.bound_seconds},
       {"percent_of_limit", line.percent_of_limit()},
       {"percent_by_operation", line.percent_by_operation()}};
+  if (line.expanded) {
+    out["prompt_attention"] = "expanded";
+    out["times_as_fast"] = line.times_as_fast;
+  }
   if (line.page_faults > 0) out["page_faults"] = line.page_faults;
   if (line.profile.empty()) return out;
   out["profile_seconds"] = line.profile_seconds;
@@ -115,9 +121,11 @@ nlohmann::ordered_json json_of(const BenchmarkLine& line) {
 // All threads' figures over one thread's, from lines that were measured one after the other.
 nlohmann::ordered_json scaling_of(const BenchmarkResult& result) {
   nlohmann::ordered_json out = {{"threads", result.threads}};
-  for (size_t i = 1; i < result.lines.size(); ++i) {
-    const BenchmarkLine &all = result.lines[i - 1], &one = result.lines[i];
-    if (one.threads == result.threads || one.name != all.name) continue;
+  for (size_t i = 2; i < result.lines.size(); ++i) {
+    const BenchmarkLine& one = result.lines[i];
+    if (one.threads == result.threads) continue;
+    // Between the two may stand the same prompt with keys and values expanded.
+    const BenchmarkLine& all = result.lines[i - (result.lines[i - 1].expanded ? 2 : 1)];
     out[one.name] = one.seconds / all.seconds;
     if (one.name == "decode") {
       out["read_bytes_per_second"] = all.read_bytes_per_second / one.read_bytes_per_second;
@@ -181,6 +189,8 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     DSV3_TRY(check_flag_value(o.quick, "quick"));
     DSV3_TRY(check_flag_value(o.profile, "profile"));
     DSV3_TRY(check_flag_value(o.scaling, "scaling"));
+    DSV3_TRY(check_flag_value(o.invariance, "invariance"));
+    DSV3_TRY(check_reserved(o, "dsv3_benchmark_options"));
     std::shared_ptr<CancelToken> cancel;
     DSV3_TRY(read_cancel(o.cancel, &cancel));
     EngineOptions context;
@@ -195,12 +205,14 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     benchmark.repeats = o.repeats;
     benchmark.profile = o.profile == 1;
     benchmark.scaling = o.scaling == 1;
+    benchmark.invariance = o.invariance == 1;
     if (o.quick == 0) benchmark.least_seconds = kLineSeconds;
     if (o.quick == 1) {
       benchmark.batches = {1, 4};
       benchmark.contexts = {1024};
       benchmark.context_batches = {1};
       benchmark.prefills = {128};
+      benchmark.prefill_context = 0;
     }
     if (report_progress) {
       benchmark.progress = [&](int done, int total) {

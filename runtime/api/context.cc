@@ -22,7 +22,7 @@ constexpr dsv3_context_options kContextDefaults = {.struct_size = sizeof(dsv3_co
                                                    .log = nullptr,
                                                    .log_user = nullptr,
                                                    .prefix_cache = 1,
-                                                   .reserved = 0,
+                                                   .prompt_attention = DSV3_PROMPT_LATENT,
                                                    .disk_cache_dir = nullptr,
                                                    .disk_cache_bytes = 0};
 
@@ -33,9 +33,15 @@ namespace dsv3::api {
 Status read_context_options(const dsv3_context_options* options, EngineOptions* out) {
   dsv3_context_options o = kContextDefaults;
   if (options != nullptr) DSV3_TRY(read_struct(options, "dsv3_context_options", &o));
-  DSV3_TRY(check_reserved(o, "dsv3_context_options"));
   DSV3_TRY(check_flag_value(o.pin_threads, "pin_threads"));
   DSV3_TRY(check_flag_value(o.prefix_cache, "prefix_cache"));
+  if (o.prompt_attention != DSV3_PROMPT_LATENT && o.prompt_attention != DSV3_PROMPT_EXPANDED) {
+    return invalid("prompt_attention",
+                   format("prompt_attention is %d, expected DSV3_PROMPT_LATENT (0) or "
+                          "DSV3_PROMPT_EXPANDED (1)",
+                          o.prompt_attention));
+  }
+  out->expand_prompts = o.prompt_attention == DSV3_PROMPT_EXPANDED;
   out->threads = o.threads;
   if (o.kernels != nullptr) {
     out->kernels = o.kernels;

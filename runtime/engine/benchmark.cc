@@ -16,7 +16,7 @@
 namespace dsv3 {
 namespace {
 
-constexpr int32_t kChunk = 512;  // rows of a prefill step
+constexpr int32_t kChunk = 2048;  // rows of a prefill step
 
 double matrix_bytes(const MatrixView& m) {
   return static_cast<double>(m.bytes) + static_cast<double>(m.scale_count() * sizeof(float));
@@ -61,7 +61,8 @@ class Runner {
     DSV3_ASSIGN(device_, kernels::make_device({options_.kernels, threads, options_.pin_threads}));
     if (options_.profile) profiler_.emplace(device_.get());
     kernels::Device* device = profiler_ ? &*profiler_ : device_.get();
-    DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBenchmarkBatch));
+    DSV3_ASSIGN(forward_, ForwardModel::create(model_, device, kChunk, kMaxBenchmarkBatch,
+                                               options_.invariance));
     return {};
   }
 
@@ -85,16 +86,17 @@ class Runner {
            forward_->page_bytes();
   }
 
-  Result<BenchmarkLine> measure_line(const PlannedLine& line) {
+  // Appends what it measured: one line, or two in turns.
+  Status measure_line(const PlannedLine& line, std::vector<BenchmarkLine>* out) {
     switch (line.kind) {
       case PlannedLine::Kind::kDecode:
-        return decode(line.batch, line.context);
+        return decode(line.batch, line.context, out);
       case PlannedLine::Kind::kPrefill:
-        return prefill(line.tokens);
+        return prefill(line.tokens, line.context, line.invariance, out);
       case PlannedLine::Kind::kFirstToken:
         break;
     }
-    return first_token();
+    return first_token(out);
   }
 
  private:
@@ -104,7 +106,7 @@ class Runner {
 
   // The first step after opening: what it costs more than a later one is mostly page faults of
   // mapped weights.
-  Result<BenchmarkLine> first_token() {
+  Status first_token(std::vector<BenchmarkLine>* out) {
     BenchmarkLine line = new_line("first token", 1);
     PagePool pool(device_.get(), forward_->page_bytes(), 2);
     PageTable table(&pool);
@@ -118,13 +120,14 @@ class Runner {
     line.page_faults = page_faults() - faults;
     DSV3_TRY(measure_limits());
     std::vector<Repeat> one = {{seconds, work_, probe_limits(), 1}};
-    take_medians(&one, &line);
-    return line;
+    take_medians(one, &line);
+    out->push_back(std::move(line));
+    return {};
   }
 
   // Rows at the end of `batch` sequences of `context` zeroed latents each, in pages of their own,
   // in one step, with logits. Computing the contexts would take minutes and give the same times.
-  Result<BenchmarkLine> decode(int32_t batch, int64_t context) {
+  Status decode(int32_t batch, int64_t context, std::vector<BenchmarkLine>* out) {
     BenchmarkLine line = new_line("decode", batch);
     line.batch = batch;
     line.context = context;
@@ -142,26 +145,28 @@ class Runner {
       }
       return run_step(batch, sequences, batch);
     };
-    DSV3_TRY(measure(step, &line));
-    return line;
+    return measure([&](const BenchmarkLine&) { return step(); }, {&line, 1}, out);
   }
 
-  // One prompt from nothing, in chunks, with the last row's logits.
-  Result<BenchmarkLine> prefill(int32_t tokens) {
-    BenchmarkLine line = new_line("prefill", tokens);
-    PagePool pool(device_.get(), forward_->page_bytes(), pages_of(tokens));
-    const auto prompt = [&]() -> Status {
+  // One prompt after `context` zeroed latents, in chunks, with the last row's logits; with
+  // `invariance` in turns as it is and with keys and values expanded.
+  Status prefill(int32_t tokens, int64_t context, bool invariance,
+                 std::vector<BenchmarkLine>* out) {
+    BenchmarkLine lines[2] = {new_line("prefill", tokens), new_line("prefill", tokens)};
+    for (BenchmarkLine& line : lines) line.context = context;
+    lines[1].expanded = true;
+    PagePool pool(device_.get(), forward_->page_bytes(), pages_of(context + tokens));
+    const auto prompt = [&](const BenchmarkLine& line) -> Status {
       PageTable table(&pool);
-      DSV3_TRY(table.make_writable(0, tokens));
+      DSV3_TRY(table.make_writable(0, context + tokens));
       for (int32_t begin = 0; begin < tokens; begin += kChunk) {
         const int32_t rows = std::min(kChunk, tokens - begin);
-        const kernels::SequenceRows sequence{0, rows, begin, table.data()};
+        const kernels::SequenceRows sequence{0, rows, context + begin, table.data(), line.expanded};
         DSV3_TRY(run_step(rows, {&sequence, 1}, begin + rows == tokens ? 1 : 0));
       }
       return {};
     };
-    DSV3_TRY(measure(prompt, &line));
-    return line;
+    return measure(prompt, std::span(lines).first(invariance ? 2 : 1), out);
   }
 
   struct Limits {
@@ -227,24 +232,24 @@ class Runner {
 
   // A machine that others use may halve its speed for a second and give it back: the percentage is
   // the median of the repeats', each beside the limits of its own moment.
-  static void take_medians(std::vector<Repeat>* repeats, BenchmarkLine* line) {
+  static void take_medians(std::vector<Repeat> repeats, BenchmarkLine* line) {
     const auto median_of = [&](auto value) {
       std::vector<double> values;
-      for (const Repeat& r : *repeats) values.push_back(value(r));
+      for (const Repeat& r : repeats) values.push_back(value(r));
       return kernels::median(std::move(values));
     };
     line->read_bytes_per_second = median_of([](const Repeat& r) { return r.limits.read; });
     line->dot_flops_per_second = median_of([](const Repeat& r) { return r.limits.dot; });
-    std::sort(repeats->begin(), repeats->end(),
+    std::sort(repeats.begin(), repeats.end(),
               [](const Repeat& a, const Repeat& b) { return a.once() < b.once(); });
-    const Repeat& median = (*repeats)[repeats->size() / 2];
+    const Repeat& median = repeats[repeats.size() / 2];
     line->seconds = median.once();
     line->bytes = median.work.bytes() / median.times;
     const double attention = median.work.parts[Work::kAttention].flops;
     line->attention_flops = attention / median.times;
     line->weight_flops = (median.work.flops() - attention) / median.times;
-    line->fastest = repeats->front().once();
-    line->slowest = repeats->back().once();
+    line->fastest = repeats.front().once();
+    line->slowest = repeats.back().once();
     line->bound = median.reading() > median.computing() ? "bandwidth" : "compute";
     line->bound_seconds = line->seconds * median_of([](const Repeat& r) {
                             return std::max(r.reading(), r.computing()) / r.seconds;
@@ -298,50 +303,78 @@ class Runner {
                 2 * static_cast<double>(chosen) * weights_.expert,
                 2 * static_cast<double>(chosen) * four_bit_.expert);
     }
-    // Attention in latent space: scores and sums over the latents, for every head.
-    const double key_flops =
-        2.0 * static_cast<double>(c.num_attention_heads * (c.latent_dim() + c.kv_lora_rank));
+    // Attention without W_UK and W_UV of every row, which are among the weights: for every head
+    // scores and sums over latents or, expanded, over keys and values, and those of earlier
+    // positions.
+    const kernels::MlaShape shape = mla_shape(c);
     const double latent_bytes =
-        static_cast<double>(device_->latent_page_bytes(mla_shape(c))) / kernels::kLatentPageTokens;
+        static_cast<double>(device_->latent_page_bytes(shape)) / kernels::kLatentPageTokens;
     const auto layers = static_cast<double>(c.num_hidden_layers);
     for (const kernels::SequenceRows& s : sequences) {
-      const auto first = static_cast<double>(s.first_position);
-      work_.add(Work::kAttention, layers * latent_bytes * (first + s.rows),
-                layers * key_flops * s.rows * (first + (s.rows + 1) / 2.0));
+      const double projections = double{1} * s.rows * shape.heads * shape.kv_lora_rank *
+                                 (shape.qk_nope_head_dim + shape.v_head_dim);
+      const double work = kernels::attention_work(shape, s, kernels::expands(shape, s));
+      work_.add(Work::kAttention,
+                layers * latent_bytes * (static_cast<double>(s.first_position) + s.rows),
+                layers * 2 * (work - projections));
+    }
+    return {};
+  }
+
+  // A step of a small model is shorter than the clock is worth: several make one repeat. *before:
+  // the limits measured last.
+  template <class Body>
+  Result<Repeat> repeat(const Body& body, const BenchmarkLine& line, Limits* before) {
+    work_.clear();
+    int32_t times = 0;
+    const int64_t begin = monotonic_ns();
+    int64_t now = begin;
+    do {
+      DSV3_TRY(body(line));
+      ++times;
+      now = monotonic_ns();
+    } while (now - begin < 20'000'000);
+    const Limits after = probe_limits();
+    const Limits between = {(before->read + after.read) / 2, (before->dot + after.dot) / 2,
+                            (before->four_bit + after.four_bit) / 2};
+    *before = after;
+    return Repeat{static_cast<double>(now - begin) * 1e-9, work_, between, times};
+  }
+
+  // Several lines take turns.
+  template <class Body>
+  Status measure(const Body& body, std::span<BenchmarkLine> lines,
+                 std::vector<BenchmarkLine>* out) {
+    for (const BenchmarkLine& line : lines) DSV3_TRY(body(line));  // warm: pages, caches, threads
+    std::vector<std::vector<Repeat>> repeats(lines.size());
+    Limits before = probe_limits();
+    const int64_t enough = monotonic_ns() + static_cast<int64_t>(options_.least_seconds * 1e9);
+    for (int32_t i = 0; i < options_.repeats || monotonic_ns() < enough; ++i) {
+      for (size_t l = 0; l < lines.size(); ++l) {
+        DSV3_ASSIGN(Repeat one, repeat(body, lines[l], &before));
+        repeats[l].push_back(std::move(one));
+      }
+    }
+    for (size_t l = 1; l < lines.size(); ++l) {
+      std::vector<double> ratios;
+      for (size_t i = 0; i < repeats[l].size(); ++i) {
+        ratios.push_back(repeats[l - 1][i].once() / repeats[l][i].once());
+      }
+      lines[l].times_as_fast = kernels::median(std::move(ratios));
+    }
+    for (size_t l = 0; l < lines.size(); ++l) {
+      take_medians(std::move(repeats[l]), &lines[l]);
+      if (profiler_) DSV3_TRY(profile(body, &lines[l]));
+      out->push_back(std::move(lines[l]));
     }
     return {};
   }
 
   template <class Body>
-  Status measure(const Body& body, BenchmarkLine* line) {
-    DSV3_TRY(body());  // warm: pages, caches, threads
-    std::vector<Repeat> repeats;
-    Limits before = probe_limits();
-    const int64_t enough = monotonic_ns() + static_cast<int64_t>(options_.least_seconds * 1e9);
-    for (int32_t i = 0; i < options_.repeats || monotonic_ns() < enough; ++i) {
-      work_.clear();
-      // A step of a small model is shorter than the clock is worth: several make one repeat.
-      int32_t times = 0;
-      const int64_t begin = monotonic_ns();
-      int64_t now = begin;
-      do {
-        DSV3_TRY(body());
-        ++times;
-        now = monotonic_ns();
-      } while (now - begin < 20'000'000);
-      const Limits after = probe_limits();
-      repeats.push_back({static_cast<double>(now - begin) * 1e-9,
-                         work_,
-                         {(before.read + after.read) / 2, (before.dot + after.dot) / 2,
-                          (before.four_bit + after.four_bit) / 2},
-                         times});
-      before = after;
-    }
-    take_medians(&repeats, line);
-    if (!profiler_) return {};
+  Status profile(const Body& body, BenchmarkLine* line) {
     profiler_->clear();
     const int64_t begin = monotonic_ns();
-    DSV3_TRY(body());
+    DSV3_TRY(body(*line));
     line->profile_seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;
     line->profile = profiler_->profile();
     return {};
@@ -391,8 +424,7 @@ Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
       DSV3_TRY(one.start(1));
       DSV3_TRY(one.measure_limits());
     }
-    DSV3_ASSIGN(BenchmarkLine measured, (line.one_thread ? one : runner).measure_line(line));
-    result.lines.push_back(std::move(measured));
+    DSV3_TRY((line.one_thread ? one : runner).measure_line(line, &result.lines));
   }
   result.limits = runner.limits();
   for (const BenchmarkLine& line : result.lines) {

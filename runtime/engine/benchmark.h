@@ -31,6 +31,10 @@ struct BenchmarkOptions {
   bool profile = false;  // one more repeat of every line, measured operation by operation
   // The first decode and the last prefill line on one thread as well, right after.
   bool scaling = false;
+  // Every prompt in turns with attention in latent space and with keys and values expanded, which
+  // is what bit-identical results forbid; and a prompt after this many tokens. 0: none.
+  bool invariance = false;
+  int64_t prefill_context = 16384;
   // Bytes that a line's latents may take; none: what of the machine's memory is left.
   std::optional<uint64_t> latent_room;
   std::function<bool(int done, int total)> progress;  // of lines; false cancels
@@ -44,7 +48,11 @@ struct BenchmarkLine {
   int32_t threads = 0;
   int32_t batch = 1;
   int64_t context = 0;
-  int32_t tokens = 0;  // of one repeat
+  int32_t tokens = 0;     // of one repeat
+  bool expanded = false;  // keys and values of a prompt
+  // Of a line that was measured in turns with the one before: how many times as fast as that one,
+  // the median of the turns.
+  double times_as_fast = 0;
   double seconds = 0;  // median of a repeat
   double fastest = 0, slowest = 0;
   double bytes = 0;         // of weights and latents that a repeat must read, at the least

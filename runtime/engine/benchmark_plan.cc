@@ -11,6 +11,8 @@ namespace {
 
 using Kind = PlannedLine::Kind;
 
+constexpr int32_t kPrefillAfterContext = 512;  // tokens
+
 // What is available less what is mapped of a file, which counts as that but whose loss would spoil
 // the line, and less what others should keep. That much is always there for a line.
 uint64_t latent_room() {
@@ -46,7 +48,7 @@ std::vector<PlannedLine> plan_benchmark(const BenchmarkOptions& options, int64_t
   };
   const auto decode = [&](int32_t batch, int64_t context) {
     const int32_t rows = std::clamp(batch, 1, kMaxBenchmarkBatch);
-    add({Kind::kDecode, rows, context, rows, false}, context + 1);
+    add({Kind::kDecode, rows, context, rows, false, false}, context + 1);
   };
   // The last line so far, right after itself.
   const auto add_one_thread = [&] {
@@ -60,8 +62,17 @@ std::vector<PlannedLine> plan_benchmark(const BenchmarkOptions& options, int64_t
   for (const int64_t context : options.contexts) {
     for (const int32_t batch : options.context_batches) decode(batch, context);
   }
-  for (const int32_t tokens : options.prefills) add({Kind::kPrefill, 1, 0, tokens, false}, tokens);
-  if (scaling && lines.back().kind == Kind::kPrefill) add_one_thread();
+  for (const int32_t tokens : options.prefills) {
+    add({Kind::kPrefill, 1, 0, tokens, false, options.invariance}, tokens);
+  }
+  if (scaling && lines.back().kind == Kind::kPrefill) {
+    add_one_thread();
+    lines.back().invariance = false;
+  }
+  if (options.invariance && options.prefill_context > 0) {
+    add({Kind::kPrefill, 1, options.prefill_context, kPrefillAfterContext, false, true},
+        options.prefill_context + kPrefillAfterContext);
+  }
   return lines;
 }
 
@@ -69,8 +80,9 @@ std::string no_latent_room(const PlannedLine& line, uint64_t bytes,
                            const std::optional<uint64_t>& room) {
   const uint64_t most = room ? *room : latent_room();
   if (bytes <= most) return {};
+  const int64_t each = line.context + line.tokens / line.batch;
   return format("latents of %d x %lld tokens take %.2f GB, memory has room for %.2f GB", line.batch,
-                static_cast<long long>(line.context + 1), static_cast<double>(bytes) / 1e9,
+                static_cast<long long>(each), static_cast<double>(bytes) / 1e9,
                 static_cast<double>(most) / 1e9);
 }
 

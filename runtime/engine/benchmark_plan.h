@@ -19,6 +19,7 @@ struct PlannedLine {
   int64_t context = 0;
   int32_t tokens = 1;  // of one repeat
   bool one_thread = false;
+  bool invariance = false;  // of a prompt: in turns with expanded keys and values
   const char* name() const;
   // Left out, because.
   LeftOutLine without(std::string reason) const;

@@ -27,7 +27,8 @@ kernels::MlaShape mla_shape_of(const ModelConfig& c) {
 }
 
 int32_t chunk_of(const EngineOptions& o) {
-  return o.prefill_chunk > 0 ? o.prefill_chunk : kDefaultPrefillChunk;
+  if (o.prefill_chunk > 0) return o.prefill_chunk;
+  return o.expand_prompts ? kDefaultExpandedChunk : kDefaultPrefillChunk;
 }
 
 // How many pages the budget holds.
@@ -58,13 +59,16 @@ kernels::DeviceOptions device_options(const EngineOptions& options) {
   return d;
 }
 
+// Whose arithmetic made the latents.
+std::string arithmetic_name(const kernels::Device& device, const EngineOptions& options) {
+  return std::string(device.name()) + (options.expand_prompts ? "+expanded" : "");
+}
+
 // What latents depend on beside the tokens.
-uint64_t prefix_seed(const Model& model, const kernels::Device& device, size_t page_bytes) {
+uint64_t prefix_seed(const Model& model, const std::string& arithmetic, size_t page_bytes) {
   uint64_t seed = static_cast<uint64_t>(page_bytes);
   for (const uint8_t byte : model.fingerprint().bytes) seed = seed * 1099511628211u ^ byte;
-  for (const char* c = device.name(); *c != 0; ++c) {
-    seed = seed * 1099511628211u ^ static_cast<uint8_t>(*c);
-  }
+  for (const char c : arithmetic) seed = seed * 1099511628211u ^ static_cast<uint8_t>(c);
   return seed;
 }
 
@@ -109,12 +113,12 @@ Status Engine::start() {
   const ModelConfig& config = model_->config();
   DSV3_ASSIGN(device_, kernels::make_device(device_options(options_)));
   const int32_t chunk = chunk_of(options_);
-  DSV3_ASSIGN(forward_,
-              ForwardModel::create(model_, device_.get(), std::max(chunk, kMaxBatch), kMaxBatch));
+  DSV3_ASSIGN(forward_, ForwardModel::create(model_, device_.get(), std::max(chunk, kMaxBatch),
+                                             kMaxBatch, options_.expand_prompts));
   DSV3_ASSIGN(const int64_t pages, page_budget(config, options_, forward_->page_bytes()));
-  cache_ = std::make_unique<LatentCache>(device_.get(), forward_->page_bytes(), pages,
-                                         options_.prefix_cache,
-                                         prefix_seed(*model_, *device_, forward_->page_bytes()));
+  cache_ = std::make_unique<LatentCache>(
+      device_.get(), forward_->page_bytes(), pages, options_.prefix_cache,
+      prefix_seed(*model_, arithmetic_name(*device_, options_), forward_->page_bytes()));
   const int32_t rows = std::max(chunk, kMaxBatch);
   scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{
       .rows = rows,
@@ -220,6 +224,7 @@ EngineInfo Engine::info() const {
   EngineInfo info;
   info.threads = device_->threads();
   info.kernels = device_->name();
+  info.bit_identical = !options_.expand_prompts;
   info.allocator = host_allocator_name();
   const std::lock_guard lock(mutex_);
   info.page_bytes = cache_->pool().page_bytes();
@@ -411,7 +416,7 @@ void Engine::restored(Task* task) {
 LatentIdentity Engine::latent_identity() const {
   LatentIdentity identity;
   identity.fingerprint = model_->fingerprint().bytes;
-  identity.kernels = device_->name();
+  identity.kernels = arithmetic_name(*device_, options_);
   identity.numeric_revision = kernels::kNumericRevision;
   identity.page_tokens = kernels::kLatentPageTokens;
   identity.page_bytes = cache_->pool().page_bytes();

@@ -41,8 +41,10 @@ struct EngineOptions {
   int32_t threads = 0;        // 0: the CPUs this process may use
   std::string kernels;        // "": the best this machine runs
   uint64_t cache_bytes = 0;   // 0: four sequences of max_position_embeddings, at most 1/4 of memory
-  int32_t prefill_chunk = 0;  // 0: kDefaultPrefillChunk
+  int32_t prefill_chunk = 0;  // 0: kDefaultPrefillChunk, or with expand_prompts its own
   bool pin_threads = false;
+  // Prompts' keys and values may be expanded (kernels::expands): faster, and other bits.
+  bool expand_prompts = false;
   bool prefix_cache = true;       // sessions find each other's latents of the same beginning
   std::string disk_cache_dir;     // "": prefixes are kept in memory only
   uint64_t disk_cache_bytes = 0;  // 0: kDefaultDiskCacheBytes
@@ -52,6 +54,8 @@ struct EngineOptions {
   Status validate() const;
 };
 inline constexpr int32_t kDefaultPrefillChunk = 256;
+// Every chunk expands the keys before it again.
+inline constexpr int32_t kDefaultExpandedChunk = 512;
 inline constexpr uint64_t kDefaultDiskCacheBytes = uint64_t{1} << 30;
 inline constexpr int32_t kMaxBatch = 16;  // rows of one call of the head; a step has room for more
 inline constexpr int32_t kMaxStepTasks = 64;  // tasks that share a step

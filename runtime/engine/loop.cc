@@ -250,8 +250,11 @@ void Engine::gather_rows(StepPlan* plan) {
   for (PlanRows& part : plan->parts) {
     const Session::State& s = part.task->session().state();
     part.row_begin = static_cast<int32_t>(step_tokens_.size());
-    step_sequences_.push_back({part.row_begin, part.rows(), part.begin, s.table.data()});
     const int64_t known = std::min(part.end, part.draft_begin);
+    // Drafts are verified to the bits of decoding one by one.
+    const bool may_expand = options_.expand_prompts && known == part.end;
+    step_sequences_.push_back(
+        {part.row_begin, part.rows(), part.begin, s.table.data(), may_expand});
     step_tokens_.insert(step_tokens_.end(), s.tokens.begin() + part.begin,
                         s.tokens.begin() + known);
     const std::span<const int32_t> draft =

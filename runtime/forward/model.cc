@@ -20,8 +20,8 @@ ForwardModel::~ForwardModel() = default;
 
 Result<std::unique_ptr<ForwardModel>> ForwardModel::create(std::shared_ptr<const Model> model,
                                                            kernels::Device* device,
-                                                           int32_t max_rows,
-                                                           int32_t max_head_rows) {
+                                                           int32_t max_rows, int32_t max_head_rows,
+                                                           bool expand) {
   auto impl = std::make_unique<Impl>(std::move(model), device);
   const ModelConfig& config = impl->config();
   impl->max_rows = max_rows;
@@ -30,7 +30,9 @@ Result<std::unique_ptr<ForwardModel>> ForwardModel::create(std::shared_ptr<const
   impl->layer_page_bytes = device->latent_page_bytes(impl->shape);
   DSV3_TRY(impl->weights.bind(impl->model->weights()));
   DSV3_TRY(impl->a.allocate(device, config, max_rows, max_head_rows));
-  DSV3_TRY(device->reserve(device_limits(config, std::max(max_rows, max_head_rows))));
+  kernels::Limits limits = device_limits(config, std::max(max_rows, max_head_rows));
+  limits.expand = expand;
+  DSV3_TRY(device->reserve(limits));
   impl->plan.reserve(max_rows, static_cast<int32_t>(config.num_experts_per_tok),
                      static_cast<int32_t>(config.n_routed_experts));
   const auto angles = static_cast<size_t>(max_rows) * static_cast<size_t>(impl->rope.pairs());

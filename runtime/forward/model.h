@@ -49,10 +49,11 @@ struct MtpStep {
 class ForwardModel {
  public:
   // Binds the weights to the device and sizes everything for steps of up to `max_rows` rows and
-  // head calls of up to `max_head_rows`. The device must outlive the object.
+  // head calls of up to `max_head_rows`. expand: steps may have SequenceRows::may_expand. The
+  // device must outlive the object.
   static Result<std::unique_ptr<ForwardModel>> create(std::shared_ptr<const Model> model,
                                                       kernels::Device* device, int32_t max_rows,
-                                                      int32_t max_head_rows);
+                                                      int32_t max_head_rows, bool expand = false);
   ~ForwardModel();
   ForwardModel(const ForwardModel&) = delete;
 

@@ -47,6 +47,7 @@ ContextHandle make_context(dsv3_model* model, const ContextConfig& config) {
   options.prefix_cache = config.prefix_cache;
   options.disk_cache_dir = config.disk_cache_dir;
   options.disk_cache_bytes = config.disk_cache_bytes;
+  options.prompt_attention = config.prompt_attention;
   Error error;
   dsv3_context* context = nullptr;
   must(dsv3_context_create(model, &options, &context, error.out()), error);

@@ -58,6 +58,7 @@ struct ContextConfig {
   int32_t prefix_cache = 1;
   const char* disk_cache_dir = nullptr;
   uint64_t disk_cache_bytes = 0;
+  int32_t prompt_attention = DSV3_PROMPT_LATENT;
 };
 ContextHandle make_context(dsv3_model* model, const ContextConfig& config);
 inline ContextHandle make_context(dsv3_model* model) {

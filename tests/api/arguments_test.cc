@@ -191,6 +191,8 @@ TEST_CASE("values out of range name their field") {
   CHECK(context_field([](auto& o) { o.prefill_chunk = INT32_MAX; }) == "prefill_chunk");
   CHECK(context_field([](auto& o) { o.cache_bytes = 100; }) == "cache_bytes");
   CHECK(context_field([](auto& o) { o.pin_threads = 2; }) == "pin_threads");
+  CHECK(context_field([](auto& o) { o.prompt_attention = 2; }) == "prompt_attention");
+  CHECK(context_field([](auto& o) { o.prompt_attention = -1; }) == "prompt_attention");
 
   const auto model_field = [&](const std::function<void(dsv3_model_options&)>& change) {
     dsv3_model_options o;

@@ -120,6 +120,26 @@ TEST_CASE("scaling: one thread's lines beside all threads'") {
   }
 }
 
+TEST_CASE("invariance: prompts without bit-identical results beside those with") {
+  const dsv3_context_options context = two_threads();
+  dsv3_benchmark_options o = quick_options(&context);
+  o.invariance = 1;
+  o.scaling = 1;
+  const Json result = run(o);
+  std::vector<Json> prefill;
+  for (const Json& line : result["lines"]) {
+    if (line["name"] == "prefill") prefill.push_back(line);
+  }
+  REQUIRE(prefill.size() == 3);
+  CHECK(!prefill[0].contains("prompt_attention"));
+  CHECK(prefill[1]["prompt_attention"] == "expanded");
+  CHECK(prefill[1]["times_as_fast"].get<double>() > 0);
+  CHECK(prefill[2]["threads"] == 1);
+  // Threads against one: of the line that is as it is by default.
+  CHECK(result["scaling"]["prefill"].get<double>() ==
+        doctest::Approx(prefill[2]["seconds"].get<double>() / prefill[0]["seconds"].get<double>()));
+}
+
 TEST_CASE("operations of four-bit weights stand beside what multiplies them") {
   // The INT8 peak is about twice the other, and where a set uses it the limit follows.
   const dsv3_context_options context = two_threads();
@@ -164,6 +184,7 @@ TEST_CASE("refused, named, and nothing written") {
   refused("quick", [](auto* o) { o->quick = 2; });
   refused("profile", [](auto* o) { o->profile = -1; });
   refused("scaling", [](auto* o) { o->scaling = 7; });
+  refused("invariance", [](auto* o) { o->invariance = 2; });
   refused("shape", [](auto* o) { o->shape = "enormous"; });
   refused("shape", [](auto* o) { o->shape = nullptr; });
   refused("shape", [](auto* o) { o->model_path = "model.dsv3", o->layers = 0; });

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "tests/api/outcome_support.h"
 #include "tests/api/request_support.h"
 
 using namespace dsv3::test;            // NOLINT
@@ -35,12 +36,6 @@ Outcome live(const std::string& path, size_t prompt, uint64_t bytes = 0,
                                  .disk_cache_bytes = bytes});
   const SessionHandle session = session_with(prompt, context.get());
   return generate(session.get(), answer());
-}
-
-void check_same(const Outcome& a, const Outcome& b) {
-  CHECK(a.tokens == b.tokens);
-  REQUIRE(a.logprobs.size() == b.logprobs.size());
-  CHECK(std::memcmp(a.logprobs.data(), b.logprobs.data(), a.logprobs.size() * sizeof(float)) == 0);
 }
 
 uint64_t bytes_in(const std::string& path) {

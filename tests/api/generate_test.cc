@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "tests/api/api_support.h"
+#include "tests/api/outcome_support.h"
 
 using namespace dsv3::test;  // NOLINT
 
@@ -29,16 +30,6 @@ std::vector<int32_t> prompt_tokens(size_t count) {
   REQUIRE(tokens.size() >= count);
   tokens.resize(count);
   return tokens;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-void check_same(const Outcome& a, const Outcome& b) {
-  CHECK(a.tokens == b.tokens);
-  CHECK(a.text == b.text);
-  CHECK(same_bits(a.logprobs, b.logprobs));
 }
 
 // Sampled, with log-probabilities: what must be the same bits.

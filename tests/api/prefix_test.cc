@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "runtime/api/handles.h"
+#include "tests/api/outcome_support.h"
 #include "tests/api/request_support.h"
 
 using namespace dsv3::test;            // NOLINT
@@ -22,13 +23,6 @@ dsv3_request_options sampled(uint64_t max_tokens) {
   options.logprobs = 2;
   options.ignore_eos = 1;
   return options;
-}
-
-void check_same(const Outcome& a, const Outcome& b) {
-  CHECK(a.tokens == b.tokens);
-  CHECK(a.text == b.text);
-  REQUIRE(a.logprobs.size() == b.logprobs.size());
-  CHECK(std::memcmp(a.logprobs.data(), b.logprobs.data(), a.logprobs.size() * 4) == 0);
 }
 
 // Alone, without any cache.

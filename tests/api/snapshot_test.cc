@@ -7,6 +7,7 @@
 #include <cstring>
 #include <thread>
 
+#include "tests/api/outcome_support.h"
 #include "tests/api/request_support.h"
 
 using namespace dsv3::test;            // NOLINT
@@ -101,13 +102,6 @@ Saved saved_session(size_t prompt) {
   s.computed = dsv3_session_computed(session.get());
   s.next = generate(session.get(), sampled(20));
   return s;
-}
-
-void check_same(const Outcome& a, const Outcome& b) {
-  CHECK(a.tokens == b.tokens);
-  CHECK(a.text == b.text);
-  REQUIRE(a.logprobs.size() == b.logprobs.size());
-  CHECK(std::memcmp(a.logprobs.data(), b.logprobs.data(), a.logprobs.size() * sizeof(float)) == 0);
 }
 
 }  // namespace

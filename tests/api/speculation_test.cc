@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "tests/api/api_support.h"
+#include "tests/api/outcome_support.h"
 
 using namespace dsv3::test;  // NOLINT
 
@@ -26,14 +27,8 @@ Fixture& shared() {
   return fixture;
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-void check_same(const Outcome& a, const Outcome& b) {
-  CHECK(a.tokens == b.tokens);
-  CHECK(a.text == b.text);
-  CHECK(same_bits(a.logprobs, b.logprobs));
+void check_same_end(const Outcome& a, const Outcome& b) {
+  check_same(a, b);
   CHECK(a.reason == b.reason);
   CHECK(a.stop_token == b.stop_token);
   CHECK(a.stop_string == b.stop_string);
@@ -161,7 +156,7 @@ TEST_CASE("the same bits with every drafter as without") {
       options.reference_tokens = reference.data();
       options.reference_token_count = reference.size();
       const Outcome outcome = run(context, prompt, options);
-      check_same(outcome, expected);
+      check_same_end(outcome, expected);
       CHECK(outcome.statistics.accepted_tokens <= outcome.statistics.drafted_tokens);
       CHECK(outcome.statistics.decode_steps + outcome.statistics.accepted_tokens ==
             outcome.tokens.size());
@@ -238,7 +233,7 @@ TEST_CASE("the same bits among other requests, whatever each of them drafts") {
   }
   for (size_t i = 0; i < kSessions; ++i) {
     CAPTURE(i);
-    check_same(finish(requests[i].get()), alone[i]);
+    check_same_end(finish(requests[i].get()), alone[i]);
   }
 }
 
@@ -260,10 +255,10 @@ TEST_CASE("what follows a session after speculation is the same bits") {
   drafted.speculation = DSV3_SPECULATION_ALWAYS;
   drafted.reference_tokens = wrong.data();
   drafted.reference_token_count = wrong.size();
-  check_same(generate(b.get(), drafted), plain);
+  check_same_end(generate(b.get(), drafted), plain);
   append(a.get(), prompt_tokens(90));
   append(b.get(), prompt_tokens(90));
-  check_same(generate(b.get(), options), generate(a.get(), options));
+  check_same_end(generate(b.get(), options), generate(a.get(), options));
 }
 
 TEST_CASE("the logits hook is called once for every position, in order") {
@@ -304,7 +299,7 @@ TEST_CASE("a small event queue bounds the draft, and nothing is lost") {
   for (const uint32_t events : {1U, 2U, 5U}) {
     options.max_queued_events = events;
     const Outcome outcome = run(context, prompt, options);
-    check_same(outcome, expected);
+    check_same_end(outcome, expected);
     CHECK(outcome.statistics.decode_steps * events >= outcome.tokens.size());
   }
 }
@@ -326,10 +321,10 @@ TEST_CASE("max_draft_tokens bounds a draft; the end of the context too") {
   options.speculation = DSV3_SPECULATION_ALWAYS;
   options.reference_tokens = expected.tokens.data();
   options.reference_token_count = expected.tokens.size();
-  check_same(run(context, prompt, options), expected);
+  check_same_end(run(context, prompt, options), expected);
   options.max_draft_tokens = 3;
   const Outcome outcome = run(context, prompt, options);
-  check_same(outcome, expected);
+  check_same_end(outcome, expected);
   CHECK(outcome.statistics.decode_steps * 4 >= outcome.tokens.size());
 }
 

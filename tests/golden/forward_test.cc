@@ -29,9 +29,9 @@ struct Errors {
 };
 
 Errors golden_errors(const std::string& name, Device* device, size_t chunk,
-                     WeightsMode weights = WeightsMode::kKeep) {
+                     WeightsMode weights = WeightsMode::kKeep, bool expand = false) {
   const auto golden = golden_of(name);
-  Runner runner(open_model(name, weights), device);
+  Runner runner(open_model(name, weights), device, 1024, expand);
   const auto hidden = static_cast<size_t>(runner.config.hidden_size);
   const auto vocab = static_cast<size_t>(runner.config.vocab_size);
   Errors errors;
@@ -86,32 +86,52 @@ TEST_CASE("ref agrees with the published code within 1e-4 in every row") {
   }
 }
 
+void check_fast(const std::string& kernel_set, Device* device, bool expand) {
+  const std::string what = kernel_set + (expand ? ", expanded," : "");
+  const auto errors_of = [&](const std::string& name) {
+    return golden_errors(name, device, 1024, WeightsMode::kKeep, expand);
+  };
+  for (const std::string name : {"v3-micro", "v2-lite-micro"}) {
+    Errors errors = errors_of(name);
+    const double bound = 1.5 * test::median(errors.bf16);
+    MESSAGE(what << " on " << name << ": median row error " << test::median(errors.logits)
+                 << ", bound " << bound << ", MTP " << test::median(errors.mtp));
+    CHECK(test::median(errors.logits) <= bound);
+    if (errors.mtp.empty()) continue;
+    // The MTP module of a network with random weights routes more than half of its rows otherwise
+    // when its input is off by 2 % (the errors lie either below 0.03 or between 0.1 and 1). The
+    // rows that keep their experts must keep the bound.
+    std::sort(errors.mtp.begin(), errors.mtp.end());
+    CHECK(errors.mtp[errors.mtp.size() / 4] <= bound);
+  }
+  // Trained weights do not lie on such edges: a few roundings to BF16 (2^-9 each) are all there
+  // is.
+  const Errors trained = errors_of("tiny-coder");
+  MESSAGE(what << " on tiny-coder: median row error " << test::median(trained.logits) << ", MTP "
+               << test::median(trained.mtp));
+  CHECK(test::median(trained.logits) < 0.005);
+  CHECK(test::median(trained.mtp) < 0.005);
+}
+
 TEST_CASE("fast kernels cost at most 1.5 times what BF16 activations cost the published code") {
   for (const std::string& kernel_set : kernels::kernel_sets()) {
     if (kernel_set == "ref") continue;
     CAPTURE(kernel_set);
+    check_fast(kernel_set, device_of(kernel_set).get(), /*expand=*/false);
+  }
+}
+
+TEST_CASE("so do they where keys and values of prompts are expanded") {
+  for (const std::string& kernel_set : kernels::kernel_sets()) {
+    if (kernel_set == "ref") continue;
+    CAPTURE(kernel_set);
     const auto device = device_of(kernel_set);
-    for (const std::string name : {"v3-micro", "v2-lite-micro"}) {
-      CAPTURE(name);
-      Errors errors = golden_errors(name, device.get(), 1024);
-      const double bound = 1.5 * test::median(errors.bf16);
-      MESSAGE(kernel_set << " on " << name << ": median row error " << test::median(errors.logits)
-                         << ", bound " << bound << ", MTP " << test::median(errors.mtp));
-      CHECK(test::median(errors.logits) <= bound);
-      if (errors.mtp.empty()) continue;
-      // The MTP module of a network with random weights routes more than half of its rows otherwise
-      // when its input is off by 2 % (the errors lie either below 0.03 or between 0.1 and 1). The
-      // rows that keep their experts must keep the bound.
-      std::sort(errors.mtp.begin(), errors.mtp.end());
-      CHECK(errors.mtp[errors.mtp.size() / 4] <= bound);
-    }
-    // Trained weights do not lie on such edges: a few roundings to BF16 (2^-9 each) are all there
-    // is.
-    const Errors trained = golden_errors("tiny-coder", device.get(), 1024);
-    MESSAGE(kernel_set << " on tiny-coder: median row error " << test::median(trained.logits)
-                       << ", MTP " << test::median(trained.mtp));
-    CHECK(test::median(trained.logits) < 0.005);
-    CHECK(test::median(trained.mtp) < 0.005);
+    check_fast(kernel_set, device.get(), /*expand=*/true);
+    const auto worst_logits = [&](bool expand) {
+      return worst(
+          golden_errors("tiny-coder", device.get(), 1024, WeightsMode::kKeep, expand).logits);
+    };
+    CHECK(worst_logits(true) != worst_logits(false));  // something was
   }
 }
 

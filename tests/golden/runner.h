@@ -56,9 +56,10 @@ inline std::unique_ptr<kernels::Device> device_of(const std::string& kernel_set,
 
 // One sequence through a model, the engine's work in small.
 struct Runner {
-  Runner(std::shared_ptr<const Model> m, kernels::Device* d, int32_t max_rows = 1024)
-      : device(d), config(m->config()) {
-    auto created = ForwardModel::create(std::move(m), device, max_rows, 64);
+  Runner(std::shared_ptr<const Model> m, kernels::Device* d, int32_t max_rows = 1024,
+         bool expand_prompts = false)
+      : device(d), config(m->config()), expand(expand_prompts) {
+    auto created = ForwardModel::create(std::move(m), device, max_rows, 64, expand);
     REQUIRE_MESSAGE(created.ok(), created.status().message());
     forward = std::move(*created);
     pool = std::make_unique<PagePool>(device, forward->page_bytes(), 64);
@@ -83,6 +84,7 @@ struct Runner {
       sequence.rows = static_cast<int32_t>(count);
       sequence.first_position = first;
       sequence.pages = table->data();
+      sequence.may_expand = expand;
       Step step;
       step.tokens = std::span(tokens).subspan(begin, count);
       step.sequences = std::span(&sequence, 1);
@@ -114,6 +116,7 @@ struct Runner {
 
   kernels::Device* device;
   ModelConfig config;
+  bool expand;
   std::unique_ptr<ForwardModel> forward;
   std::unique_ptr<PagePool> pool;
 };

@@ -82,6 +82,7 @@ struct Part {
   const Sequence* sequence;
   Pages* pages;
   int64_t begin, end;
+  bool may_expand = false;
 };
 
 k::Limits limits_for(const Model& m, int32_t rows) {
@@ -89,6 +90,7 @@ k::Limits limits_for(const Model& m, int32_t rows) {
   l.rows = rows;
   l.linear_k = l.hidden = 16;
   l.mla = m.shape;
+  l.expand = true;
   return l;
 }
 
@@ -108,7 +110,7 @@ std::vector<float> step(k::Device& d, const Model& m, const std::vector<Part>& p
     append(cos, p.sequence->cos, p.begin, p.end, m.pairs());
     append(sin, p.sequence->sin, p.begin, p.end, m.pairs());
     const auto count = static_cast<int32_t>(p.end - p.begin);
-    rows.push_back({total, count, p.begin, p.pages->memory.data()});
+    rows.push_back({total, count, p.begin, p.pages->memory.data(), p.may_expand});
     total += count;
   }
   REQUIRE(d.reserve(limits_for(m, total)).ok());
@@ -139,11 +141,12 @@ std::vector<float> step(k::Device& d, const Model& m, const std::vector<Part>& p
 
 // The whole sequence in steps of `chunk` rows.
 std::vector<float> in_chunks(k::Device& d, const Model& m, const Sequence& s, int64_t length,
-                             int64_t chunk, size_t page_offset = 0) {
+                             int64_t chunk, size_t page_offset = 0, bool may_expand = false) {
   Pages pages(&d, m, length, page_offset);
   std::vector<float> out;
   for (int64_t begin = 0; begin < length; begin += chunk) {
-    const auto part = step(d, m, {{&s, &pages, begin, std::min(length, begin + chunk)}});
+    const int64_t end = std::min(length, begin + chunk);
+    const auto part = step(d, m, {{&s, &pages, begin, end, may_expand}});
     out.insert(out.end(), part.begin(), part.end());
   }
   return out;
@@ -168,6 +171,9 @@ void check_rows(const std::string& what, const std::vector<float>& got,
 // Latents and, under the sets named after BF16, queries and probabilities are BF16: errors of 2^-9
 // each.
 constexpr double kSimilarity = 1e-4;
+// Expanded keys and values, and under those sets their weights, are BF16 too: about as many errors
+// again, and the square of twice the error.
+constexpr double kExpandedSimilarity = 4 * kSimilarity;
 
 const k::MlaShape kShapes[] = {
     {4, 128, 64, 32, 64}, {3, 64, 32, 16, 24},   {1, 16, 8, 2, 8},        {5, 100, 20, 10, 30},
@@ -361,6 +367,111 @@ TEST_CASE("attention: a row of NaN spoils itself and what comes after it, nothin
     for (size_t r = 0; r < static_cast<size_t>(length); ++r) {
       const bool same = same_bits(&query[r * width], &clean[r * width], width);
       CHECK_MESSAGE(same == (r != 50), set, " row ", r);
+    }
+  }
+}
+
+// --- keys and values expanded
+
+TEST_CASE("attention, expanded: every shape against ref, whole prompt") {
+  Random random(30);
+  for (const k::MlaShape& shape : kShapes) {
+    for (const k::DType dtype :
+         {k::DType::kF8E4M3, k::DType::kBF16, k::DType::kF16, k::DType::kF32}) {
+      if (shape.kv_lora_rank == 512 && dtype != k::DType::kF8E4M3) continue;
+      // The last group of rows has one key of its block's second page.
+      const int64_t length = shape.kv_lora_rank == 512 && kEmulated ? 65 : 193;
+      // Blocks of 20 end within a tile of 16 outputs.
+      Model m = random_model(random, shape, dtype, shape.heads % 2 == 0 ? 32 : 20);
+      m.first_key = shape.heads % 2;
+      const Sequence s = random_sequence(random, m, length);
+      const auto want = in_chunks(*device("ref"), m, s, length, length);
+      const k::SequenceRows rows{0, static_cast<int32_t>(length), 0, nullptr, true};
+      REQUIRE(k::expands(shape, rows));
+      // Six values of a row may happen to cancel: narrow ones are compared several together.
+      const size_t together = (63 + m.out_width()) / m.out_width();
+      for (const std::string& set : fast_sets()) {
+        const auto got = in_chunks(*device(set, 2), m, s, length, length, 64, true);
+        check_rows(set + " " + k::dtype_name(dtype) + " rank " + std::to_string(shape.kv_lora_rank),
+                   got, want, m.out_width() * together, kExpandedSimilarity);
+      }
+    }
+  }
+}
+
+// Short chunks beside many keys are not expanded: these are long enough.
+TEST_CASE("attention, expanded: bits do not depend on chunks, threads or neighbours in the batch") {
+  Random random(31);
+  Model m = random_model(random, {3, 400, 12, 6, 10}, k::DType::kF8E4M3, 64);
+  for (const int64_t first_key : {0, 1}) {
+    m.first_key = first_key;
+    const int64_t length = kEmulated ? 330 : 700;
+    const Sequence s = random_sequence(random, m, length);
+    const Sequence other = random_sequence(random, m, 50);
+    for (const std::string& set : fast_sets()) {
+      auto one = device(set, 1);
+      const auto whole = in_chunks(*one, m, s, length, length, 0, true);
+      const auto latent = in_chunks(*one, m, s, length, length);
+      CHECK_MESSAGE(!same_bits(latent.data(), whole.data(), whole.size()), set,
+                    " expanded nothing");
+      for (const int64_t chunk : {110, 165, 330}) {
+        for (const int threads : {1, 7}) {  // seven split a chunk of 330 rows
+          auto d = device(set, threads);
+          const auto got = in_chunks(*d, m, s, length / chunk * chunk, chunk, 128, true);
+          CHECK_MESSAGE(same_bits(got.data(), whole.data(), got.size()), set, " chunk ", chunk,
+                        " threads ", threads);
+        }
+      }
+      // Between rows of another sequence, which are not expanded.
+      auto d = device(set, 2);
+      Pages pages(d.get(), m, length), other_pages(d.get(), m, length), third(d.get(), m, length);
+      const auto out = step(*d, m,
+                            {{&other, &other_pages, first_key, 50},
+                             {&s, &pages, 0, length, true},
+                             {&other, &third, first_key, 50}});
+      Pages alone(d.get(), m, length);
+      const auto of_other = step(*d, m, {{&other, &alone, first_key, 50}});
+      const size_t before = of_other.size();
+      CHECK_MESSAGE(same_bits(out.data(), of_other.data(), before), set);
+      CHECK_MESSAGE(same_bits(&out[before], whole.data(), whole.size()), set);
+      CHECK_MESSAGE(same_bits(&out[before + whole.size()], of_other.data(), before), set);
+    }
+  }
+}
+
+TEST_CASE("attention, expanded: what is no key of a row does not matter to it") {
+  Random random(32);
+  Model m = random_model(random, {4, 64, 16, 8, 16}, k::DType::kBF16);
+  m.first_key = 1;
+  const int64_t length = 200;
+  const Sequence s = random_sequence(random, m, length);
+  Sequence bad = s;
+  bad.kv[150 * m.kv_width() + 3] = std::numeric_limits<float>::quiet_NaN();
+  Sequence bad_query = s;
+  bad_query.q[50 * m.q_width() + 1] = std::numeric_limits<float>::infinity();
+  const size_t width = m.out_width();
+  for (const std::string& set : fast_sets()) {
+    auto d = device(set, 2);
+    const auto run = [&](const Sequence& sequence, int fill) {
+      Pages pages(d.get(), m, length);
+      for (auto p : pages.memory) std::memset(p.get(), fill, d->latent_page_bytes(m.shape));
+      return step(*d, m, {{&sequence, &pages, 1, length, true}});
+    };
+    const auto clean = run(s, 0);
+    for (const float v : clean) REQUIRE(std::isfinite(v));
+    // The page's first slot and what comes after the last row.
+    for (const int fill : {0x41, 0xff, 0x7f}) {
+      const auto got = run(s, fill);
+      CHECK_MESSAGE(same_bits(got.data(), clean.data(), clean.size()), set, " pages of ", fill);
+    }
+    // A latent of NaN spoils its row and what comes after, a query of infinity its row alone.
+    const auto got = run(bad, 0);
+    CHECK_MESSAGE(same_bits(got.data(), clean.data(), 149 * width), set);
+    for (size_t r = 149; r < 199; ++r) CHECK_MESSAGE(std::isnan(got[r * width]), set, " row ", r);
+    const auto query = run(bad_query, 0);
+    for (size_t r = 0; r < 199; ++r) {
+      const bool same = same_bits(&query[r * width], &clean[r * width], width);
+      CHECK_MESSAGE(same == (r != 49), set, " row ", r);
     }
   }
 }

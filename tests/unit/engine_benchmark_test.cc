@@ -81,6 +81,49 @@ TEST_CASE("a model whose context is shorter than some prompts: the longest that 
             "prefill of 128, batch 1, after 0: the model has 100 positions, 128 are needed"});
 }
 
+TEST_CASE("prompts in turns with keys and values expanded, each with what it has to do") {
+  BenchmarkOptions options = short_options();
+  options.prefills = {32, 100};
+  options.invariance = true;
+  options.prefill_context = 700;
+  options.scaling = true;
+  const std::shared_ptr<const Model> model = tiny_model(2000, /*all_experts=*/true);
+  const BenchmarkResult result = run(model, options);
+  std::vector<std::string> lines;
+  for (const BenchmarkLine& line : result.lines) {
+    if (line.name != "prefill") continue;
+    lines.push_back(std::to_string(line.tokens) + " after " + std::to_string(line.context) +
+                    ", threads " + std::to_string(line.threads) +
+                    (line.expanded ? ", expanded" : ""));
+    CHECK((line.times_as_fast > 0) == line.expanded);
+  }
+  CHECK(lines ==
+        std::vector<std::string>{"32 after 0, threads 2", "32 after 0, threads 2, expanded",
+                                 "100 after 0, threads 2", "100 after 0, threads 2, expanded",
+                                 "100 after 0, threads 1", "512 after 700, threads 2",
+                                 "512 after 700, threads 2, expanded"});
+  // 700 earlier positions are expanded once more; a pair of row and key costs each head its own
+  // key's and value's width instead of the latent's, twice.
+  const BenchmarkLine &latent = result.lines[result.lines.size() - 2],
+                      &expanded = result.lines.back();
+  const ModelConfig& c = model->config();
+  const auto heads = static_cast<double>(c.num_attention_heads);
+  const auto rank = static_cast<double>(c.kv_lora_rank);
+  const auto width = static_cast<double>(c.qk_nope_head_dim + c.v_head_dim);
+  const auto rope = static_cast<double>(c.qk_rope_head_dim);
+  const double pairs = 512 * (700 + 513 / 2.0);
+  CHECK(latent.attention_flops == doctest::Approx(2 * 2 * heads * pairs * (2 * rank + rope)));
+  CHECK(expanded.attention_flops ==
+        doctest::Approx(2 * 2 * heads * (pairs * (width + rope) + 700 * rank * width)));
+  CHECK(expanded.weight_flops == latent.weight_flops);
+  CHECK(expanded.bytes == latent.bytes);
+  // No model has room for what is asked: said for both, once.
+  const BenchmarkResult none = run(tiny_model(700), options);
+  REQUIRE(none.left_out.size() == 1);
+  CHECK(text_of(none.left_out[0]) ==
+        "prefill of 512, batch 1, after 700: the model has 700 positions, 1212 are needed");
+}
+
 TEST_CASE("latents that find no room in memory: the line is left out, and says so") {
   const std::shared_ptr<const Model> model = tiny_model(1000);
   const ModelConfig& c = model->config();
