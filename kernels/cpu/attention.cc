@@ -4,74 +4,22 @@
 //
 // Where several sequences have a few rows each (decoding side by side), that would read W_UK and
 // W_UV once for each of them: their rows are absorbed and projected together, head by head, in a
-// phase before and one after.
+// phase before and one after. And where such a sequence is long, a task takes one split of its keys
+// and leaves its part of the result to the last phase, which joins them in order: so one sequence
+// is enough for many threads, and no thread reads what another has read. The bits are the same.
 //
 // A latent page is BF16 [dim pair][64 keys][2 dims]: scores are dot products over dims with the
 // keys in the lanes. For the weighted sum a block's latents are rearranged to [key pair][dim][2
 // keys] in scratch, once per task and block, 64 dims at a time.
-#include "kernels/cpu/attention.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/attention_job.h"
 
 namespace dsv3::kernels {
-namespace {
-
-constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }
-constexpr size_t native_bytes(Activation native) {
-  return native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
-}
-
-constexpr size_t kWorthSharing = size_t{512} << 10;  // bytes of W_UK and W_UV
-size_t bytes_of(const Matrix& w) { return matrix_bytes(w.dtype, w.layout, w.n, w.k); }
-
-// Where the parts of a worker's scratch lie.
-struct AttentionScratch {
-  std::byte* queries;  // [kMaxQueries][latent_dim, padded] native
-  std::byte* inputs;   // [kQueryRows][k, padded]: of W_UK and W_UV
-  std::byte* weights;  // [kMaxQueries][kKeyBlock] native: the probabilities of a key block
-  std::byte* values;   // BF16 [kKeyBlock/2][64][2]: 64 columns of a key block, rearranged
-  float* scores;       // [kMaxQueries][kKeyBlock]
-  float* part;         // [kMaxQueries][kv_lora_rank, padded]: of the current split
-  float* total;        // [kMaxQueries][kv_lora_rank, padded]: of the splits before it
-  float *max, *sum, *total_max, *total_sum, *keep;  // [kMaxQueries]
-  const void** query_rows;                          // [kMaxQueries]
-  const void** weight_rows;                         // [kMaxQueries]
-  const void** input_rows;                          // [kQueryRows]
-  size_t query_bytes, input_bytes, weight_bytes;    // of one row
-  int64_t value_columns;                            // kv_lora_rank, padded
-  size_t bytes = 0;
-
-  AttentionScratch(const MlaShape& s, Activation native, std::byte* base) {
-    value_columns = round64(s.kv_lora_rank);
-    query_bytes = attention_query_bytes(s, native);
-    input_bytes = attention_input_bytes(s);
-    weight_bytes = kKeyBlock * native_bytes(native);
-    const auto take = [&](auto** p, size_t count) {
-      using T = std::remove_reference_t<decltype(**p)>;
-      *p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);  // null: only measure
-      bytes += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    };
-    const auto columns = static_cast<size_t>(value_columns);
-    take(&queries, kMaxQueries * query_bytes);
-    take(&inputs, kQueryRows * input_bytes);
-    take(&weights, kMaxQueries * weight_bytes);
-    take(&values, size_t{64} * kKeyBlock * sizeof(uint16_t));
-    take(&scores, size_t{kMaxQueries} * kKeyBlock);
-    take(&part, kMaxQueries * columns);
-    take(&total, kMaxQueries * columns);
-    for (float** p : {&max, &sum, &total_max, &total_sum, &keep}) take(p, kMaxQueries);
-    take(&query_rows, kMaxQueries);
-    take(&weight_rows, kMaxQueries);
-    take(&input_rows, kQueryRows);
-  }
-};
-
-}  // namespace
 
 bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t end) {
   bool found = false;
@@ -89,6 +37,10 @@ size_t attention_query_bytes(const MlaShape& shape, Activation native) {
   return static_cast<size_t>(round64(even(shape.latent_dim()))) * native_bytes(native);
 }
 
+size_t attention_part_floats(const MlaShape& shape) {
+  return static_cast<size_t>(round64(shape.kv_lora_rank)) + kCacheLine / sizeof(float);
+}
+
 size_t attention_input_bytes(const MlaShape& shape) {
   return static_cast<size_t>(round64(std::max(shape.qk_nope_head_dim, shape.kv_lora_rank))) *
          sizeof(float);
@@ -97,74 +49,6 @@ size_t attention_input_bytes(const MlaShape& shape) {
 size_t attention_scratch_bytes(const MlaShape& shape, Activation native) {
   return AttentionScratch(shape, native, nullptr).bytes;
 }
-
-struct AttentionJob {
-  CpuDevice* device;
-  const MlaAttentionArgs* args;
-  int32_t row_step, head_step, head_blocks;
-  int32_t shared_rows = 0;  // of all sequences that are absorbed and projected together
-  int32_t most_shared = kSharedRows;
-
-  // Rows [begin, end) of a sequence and heads [first_head, first_head + heads).
-  struct Block {
-    const SequenceRows* seq;
-    int32_t begin, end, first_head, heads;
-    int32_t shared;  // index of the sequence's first row among the shared ones, -1: not shared
-    int32_t rows() const { return end - begin; }
-    int32_t queries() const { return rows() * heads; }
-    int64_t first_position() const { return seq->first_position + begin; }
-    int64_t keys() const { return seq->first_position + end; }
-  };
-
-  static void absorb_task(void* context, int index, int worker);
-  static void attend_task(void* context, int index, int worker);
-  static void project_task(void* context, int index, int worker);
-  AttentionScratch scratch_of(int worker) const {
-    return {args->shape, device->micro_->native,
-            device->workers_[static_cast<size_t>(worker)].attention.get()};
-  }
-  void attend(const Block& block, int worker) const;
-  void split(const Block& block, AttentionScratch& s, int64_t begin, int worker) const;
-  void join(const Block& block, AttentionScratch& s, int32_t first, bool only) const;
-  // queries = (W_UK q_nope, q_rope) of a head and `rows` rows, rounded. row_of(r) is a row of the
-  // batch, query_of(r) where its query goes.
-  template <class RowOf, class QueryOf>
-  void absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf query_of, AttentionScratch& s,
-              int worker) const;
-  // input = total / sum of query q, rounded for W_UV.
-  void normalise(int32_t head, int32_t q, AttentionScratch& s, std::byte* input) const;
-  // out = W_UV s.input_rows
-  template <class RowOf>
-  void project(int32_t head, int32_t rows, RowOf row_of, AttentionScratch& s, int worker) const;
-  bool rows_must_part(const Block& block) const;
-  // Is this sequence, after `before` shared rows, one of those?
-  bool shares(const SequenceRows& seq, int32_t before) const {
-    return seq.rows <= kFewRows && before + seq.rows <= most_shared;
-  }
-  int64_t shared_row(int32_t i) const { return device->attention_rows_[static_cast<size_t>(i)]; }
-  // The query of a shared row, and its values on their way into W_UV.
-  std::byte* shared_query(int32_t i, int32_t head) const {
-    return device->attention_queries_.get() +
-           static_cast<size_t>(i * args->shape.heads + head) *
-               attention_query_bytes(args->shape, device->micro_->native);
-  }
-  std::byte* shared_input(int32_t i, int32_t head) const {
-    return device->attention_inputs_.get() +
-           static_cast<size_t>(i * args->shape.heads + head) * attention_input_bytes(args->shape);
-  }
-  const uint8_t* page(const Block& block, int64_t key) const {
-    return reinterpret_cast<const uint8_t*>(block.seq->pages[key / kPageKeys].get()) +
-           args->page_offset;
-  }
-  // The first row of the block that attends to a key at or after `key`, as a query's index.
-  int32_t first_query(const Block& block, int64_t key) const {
-    return static_cast<int32_t>(std::max<int64_t>(0, key - block.first_position())) * block.heads;
-  }
-  // A head's W times the rows of `s.input_rows`; use(row, column, count, values) gets the results.
-  template <class Use>
-  void multiply(std::span<const Matrix> heads, int32_t head, AttentionScratch& s, int32_t rows,
-                int worker, Use use) const;
-};
 
 template <class Use>
 void AttentionJob::multiply(std::span<const Matrix> heads, int32_t head, AttentionScratch& s,
@@ -276,21 +160,27 @@ void AttentionJob::split(const Block& b, AttentionScratch& s, int64_t begin, int
 // Joins the current split to the total of those before it. only: there are none.
 void AttentionJob::join(const Block& b, AttentionScratch& s, int32_t first, bool only) const {
   for (int32_t q = first; q < b.queries(); ++q) {
-    float* total = s.total + q * s.value_columns;
-    const float* part = s.part + q * s.value_columns;
-    if (only) {
-      std::copy_n(part, s.value_columns, total);
-      s.total_max[q] = s.max[q];
-      s.total_sum[q] = s.sum[q];
-      continue;
-    }
-    const float max = std::max(s.total_max[q], s.max[q]);
-    const float a = std::exp(s.total_max[q] - max);
-    const float c = std::exp(s.max[q] - max);
-    device->micro_->merge(total, a, part, c, static_cast<int32_t>(s.value_columns));
-    s.total_sum[q] = s.total_sum[q] * a + s.sum[q] * c;
-    s.total_max[q] = max;
+    join(s, q, s.part + q * s.value_columns, s.max[q], s.sum[q], only);
   }
+}
+
+void AttentionJob::join(AttentionScratch& s, int32_t query, const float* part, float max, float sum,
+                        bool only) const {
+  float* total = s.total + query * s.value_columns;
+  float& total_max = s.total_max[query];
+  float& total_sum = s.total_sum[query];
+  if (only) {
+    std::copy_n(part, s.value_columns, total);
+    total_max = max;
+    total_sum = sum;
+    return;
+  }
+  const float both = std::max(total_max, max);
+  const float a = std::exp(total_max - both);
+  const float c = std::exp(max - both);
+  device->micro_->merge(total, a, part, c, static_cast<int32_t>(s.value_columns));
+  total_sum = total_sum * a + sum * c;
+  total_max = both;
 }
 
 void AttentionJob::normalise(int32_t head, int32_t q, AttentionScratch& s, std::byte* input) const {
@@ -345,10 +235,10 @@ void AttentionJob::attend(const Block& block, int worker) const {
     for (int32_t r = 0; r < block.rows(); ++r) s.query_rows[r * block.heads + h] = query_of(r);
     if (!shared) absorb(head, block.rows(), row_of, query_of, s, worker);
   }
-  const int64_t first_split = args->first_key / kKeySplit * kKeySplit;
-  for (int64_t key = first_split; key < block.keys(); key += kKeySplit) {
+  const int64_t first = first_split() * kKeySplit;
+  for (int64_t key = first; key < block.keys(); key += kKeySplit) {
     split(block, s, key, worker);
-    join(block, s, first_query(block, key), key == first_split);
+    join(block, s, first_query(block, key), key == first);
   }
   for (int32_t h = 0; h < block.heads; ++h) {
     const int32_t head = block.first_head + h;
@@ -359,6 +249,29 @@ void AttentionJob::attend(const Block& block, int worker) const {
       s.input_rows[r] = input;
     }
     if (!shared) project(head, block.rows(), row_of, s, worker);
+  }
+}
+
+void AttentionJob::attend_split(const Block& block, int64_t key, int worker) const {
+  if (block.rows() > 1 && rows_must_part(block)) {
+    for (int32_t row = block.begin; row < block.end; ++row) {
+      const Block alone{block.seq, row, row + 1, block.first_head, block.heads, block.shared};
+      if (key < alone.keys()) attend_split(alone, key, worker);
+    }
+    return;
+  }
+  AttentionScratch s = scratch_of(worker);
+  for (int32_t q = 0; q < block.queries(); ++q) {
+    s.query_rows[q] = shared_query(block.shared + block.begin + q / block.heads,
+                                   block.first_head + q % block.heads);
+  }
+  split(block, s, key, worker);
+  for (int32_t q = first_query(block, key); q < block.queries(); ++q) {
+    float* part = part_of(block.shared + block.begin + q / block.heads,
+                          block.first_head + q % block.heads, key / kKeySplit - first_split());
+    std::copy_n(s.part + q * s.value_columns, s.value_columns, part);
+    part[s.value_columns] = s.max[q];
+    part[s.value_columns + 1] = s.sum[q];
   }
 }
 
@@ -380,86 +293,20 @@ void AttentionJob::project_task(void* context, int index, int worker) {
   const int32_t head = index % job.args->shape.heads;
   const int32_t first = index / job.args->shape.heads * kQueryRows;
   const int32_t rows = std::min(kQueryRows, job.shared_rows - first);
-  for (int32_t r = 0; r < rows; ++r) s.input_rows[r] = job.shared_input(first + r, head);
+  for (int32_t r = 0; r < rows; ++r) {
+    const int32_t i = first + r;
+    std::byte* input = job.shared_input(i, head);
+    if (job.by_splits) {
+      for (int32_t p = 0; p < job.parts_of(i); ++p) {
+        const float* part = job.part_of(i, head, p);
+        job.join(s, 0, part, part[s.value_columns], part[s.value_columns + 1], p == 0);
+      }
+      job.normalise(head, 0, s, input);
+    }
+    s.input_rows[r] = input;
+  }
   job.project(
       head, rows, [&](int32_t r) { return job.shared_row(first + r); }, s, worker);
-}
-
-void AttentionJob::attend_task(void* context, int index, int worker) {
-  const AttentionJob& job = *static_cast<AttentionJob*>(context);
-  int32_t block = index / job.head_blocks;
-  int32_t shared = 0;
-  for (const SequenceRows& seq : job.args->sequences) {
-    const int32_t blocks = (seq.rows + job.row_step - 1) / job.row_step;
-    const bool shares = job.shares(seq, shared);
-    if (block >= blocks) {
-      block -= blocks;
-      shared += shares ? seq.rows : 0;
-      continue;
-    }
-    // Later rows have more keys: they come first, so that the last tasks are short.
-    const int32_t begin = (blocks - 1 - block) * job.row_step;
-    const int32_t head = index % job.head_blocks * job.head_step;
-    job.attend({&seq, begin, std::min(seq.rows, begin + job.row_step), head,
-                std::min(job.head_step, job.args->shape.heads - head), shares ? shared : -1},
-               worker);
-    return;
-  }
-}
-
-void CpuDevice::mla_attention(const MlaAttentionArgs& args) {
-  const auto expanded = [&](const SequenceRows& seq) { return expands(args.shape, seq); };
-  MlaAttentionArgs rest = args;
-  for (auto at = args.sequences.begin(); at != args.sequences.end();) {
-    if (expanded(*at)) {
-      expanded_attention(args, *at++);
-      continue;
-    }
-    const auto end = std::find_if(at, args.sequences.end(), expanded);
-    rest.sequences = {at, end};
-    latent_attention(rest);
-    at = end;
-  }
-}
-
-void CpuDevice::latent_attention(const MlaAttentionArgs& args) {
-  const MlaShape& s = args.shape;
-  int32_t most_rows = 1;
-  double ns = 0;
-  for (const SequenceRows& seq : args.sequences) {
-    most_rows = std::max(most_rows, seq.rows);
-    ns += attention_work(s, seq, false) / 50;
-  }
-  AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1, 1};
-  int64_t row_blocks = 0;
-  size_t sharing = 0;  // sequences
-  for (const SequenceRows& seq : args.sequences) {
-    row_blocks += (seq.rows + job.row_step - 1) / job.row_step;
-    if (!job.shares(seq, job.shared_rows)) continue;
-    ++sharing;
-    for (int32_t r = 0; r < seq.rows; ++r) {
-      attention_rows_[static_cast<size_t>(job.shared_rows++)] = seq.row_begin + r;
-    }
-  }
-  // Two barriers: worth it where they save reading enough weights again.
-  const size_t weights =
-      static_cast<size_t>(s.heads) * (bytes_of(args.w_uk[0]) + bytes_of(args.w_uv[0]));
-  if (sharing < 2 || (sharing - 1) * weights < kWorthSharing) {
-    job.shared_rows = job.most_shared = 0;
-  }
-  job.head_step = std::clamp(kMaxQueries / job.row_step, 1, s.heads);
-  const auto blocks = [&](int32_t step) { return (s.heads + step - 1) / step; };
-  while (job.head_step > 1 && row_blocks * blocks(job.head_step) < threads()) {
-    job.head_step = (job.head_step + 1) / 2;
-  }
-  job.head_blocks = blocks(job.head_step);
-  const auto attend_tasks = static_cast<int>(row_blocks * job.head_blocks);
-  const int head_tasks = s.heads * ((job.shared_rows + kQueryRows - 1) / kQueryRows);
-  const Pool::Phase phases[] = {{AttentionJob::absorb_task, &job, head_tasks},
-                                {AttentionJob::attend_task, &job, attend_tasks},
-                                {AttentionJob::project_task, &job, head_tasks}};
-  if (job.shared_rows == 0) return run({&phases[1], 1}, ns);
-  run(phases, ns);
 }
 
 }  // namespace dsv3::kernels

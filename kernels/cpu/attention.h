@@ -1,4 +1,4 @@
-// Scratch of mla_attention, which cpu_device.cc sizes.
+// What the parts of mla_attention share, and its scratch, which cpu_device.cc sizes.
 #pragma once
 
 #include "kernels/cpu/micro.h"
@@ -17,6 +17,18 @@ inline constexpr int32_t kQueryRows = 32;
 inline constexpr int32_t kFewRows = 8;
 inline constexpr int32_t kSharedRows = 64;
 
+// Parts of heads' results from splits that there is room for, (row, head, split) each; and when
+// there are too few tasks, so many heads stay together all the same, for with fewer queries a
+// page's values are rearranged for little.
+inline constexpr int64_t kSplitParts = 4096;
+inline constexpr int32_t kFewHeads = 8;
+
+constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }
+constexpr size_t native_bytes(Activation native) {
+  return native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
+}
+// Floats of one such part.
+size_t attention_part_floats(const MlaShape& shape);
 // Bytes of one query as the keys want it, and of one input of W_UK or W_UV in any type.
 size_t attention_query_bytes(const MlaShape& shape, Activation native);
 size_t attention_input_bytes(const MlaShape& shape);

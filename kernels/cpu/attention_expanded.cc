@@ -24,11 +24,6 @@ constexpr int32_t kGroupRows = 48;
 // Fewer rows than this are not split among tasks: each would expand all keys for itself.
 constexpr int32_t kLeastPart = 128;
 
-constexpr size_t native_bytes(Activation native) {
-  return native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
-}
-constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }
-
 // Where the parts of a worker's scratch lie; `rows` of one task at most.
 struct ExpandedScratch {
   std::byte* weights;        // [nope + v][kv_lora_rank, even] native: W_UK transposed, then W_UV

@@ -118,6 +118,8 @@ void CpuDevice::reserve_all(const Limits& wanted) {
       host_array<std::byte>(shared_queries * attention_query_bytes(l.mla, micro_->native));
   attention_inputs_ = host_array<std::byte>(shared_queries * attention_input_bytes(l.mla));
   attention_rows_ = host_array<int32_t>(shared);
+  attention_first_part_ = host_array<int32_t>(shared + 1);
+  attention_parts_ = host_array<float>(kSplitParts * attention_part_floats(l.mla));
   route_logits_ = host_array<float>(rows * padded(l.experts));
   route_scratch_ = host_array<float>(2 * padded(l.experts));
 

@@ -1,6 +1,6 @@
 // The CPU device: the drivers shared by all CPU kernel sets. They cut operations into tasks for the
 // pool and call the micro-kernels of the chosen instruction set. linear.cc, ffn.cc,
-// attention.cc, attention_expanded.cc and small_ops.cc hold one operation family each.
+// attention*.cc and small_ops.cc hold one operation family each.
 //
 // Which thread computes what, how rows are grouped and where tasks are cut never changes a bit of
 // the result: every output element is one micro-kernel's chain of additions, the same for a row
@@ -89,14 +89,16 @@ class CpuDevice final : public HostDevice {
   HostBuffer<std::byte> ffn_activations_;                 // [all rows of all groups][width]
   HostBuffer<const void*> ffn_inputs_[kActivationTypes];  // [rows * slots]
   HostBuffer<const void*> ffn_hidden_;                    // [rows * slots]
-  HostBuffer<int32_t> ffn_cell_;             // [rows, slots] index of a slot's result, -1: none
-  std::vector<int32_t> ffn_first_cell_;      // by group
-  std::vector<int32_t> ffn_first_task_;      // by group, and the total
-  HostBuffer<std::byte> attention_queries_;  // [kSharedRows, heads]
-  HostBuffer<std::byte> attention_inputs_;   // [kSharedRows, heads]
-  HostBuffer<int32_t> attention_rows_;       // [kSharedRows] rows of the batch
-  HostBuffer<float> route_logits_;           // [rows, experts]
-  HostBuffer<float> route_scratch_;          // [2 * experts]
+  HostBuffer<int32_t> ffn_cell_;              // [rows, slots] index of a slot's result, -1: none
+  std::vector<int32_t> ffn_first_cell_;       // by group
+  std::vector<int32_t> ffn_first_task_;       // by group, and the total
+  HostBuffer<std::byte> attention_queries_;   // [kSharedRows, heads]
+  HostBuffer<std::byte> attention_inputs_;    // [kSharedRows, heads]
+  HostBuffer<int32_t> attention_rows_;        // [kSharedRows] rows of the batch
+  HostBuffer<int32_t> attention_first_part_;  // [kSharedRows + 1] splits of the rows before
+  HostBuffer<float> attention_parts_;         // [kSplitParts]
+  HostBuffer<float> route_logits_;            // [rows, experts]
+  HostBuffer<float> route_scratch_;           // [2 * experts]
 };
 
 // Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.

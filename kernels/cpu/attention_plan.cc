@@ -1,0 +1,149 @@
+// How a call of mla_attention() is cut into tasks: which rows are absorbed and projected together,
+// whether keys are shared out by splits, and how many heads a task takes. None of it changes a bit.
+#include <algorithm>
+
+#include "kernels/cpu/attention_job.h"
+
+namespace dsv3::kernels {
+namespace {
+
+constexpr size_t kWorthSharing = size_t{512} << 10;  // bytes of W_UK and W_UV
+size_t bytes_of(const Matrix& w) { return matrix_bytes(w.dtype, w.layout, w.n, w.k); }
+
+}  // namespace
+
+void AttentionJob::attend_task(void* context, int index, int worker) {
+  const AttentionJob& job = *static_cast<AttentionJob*>(context);
+  const int32_t heads = job.args->shape.heads;
+  int64_t left = index;
+  int32_t shared = 0;
+  for (const SequenceRows& seq : job.args->sequences) {
+    const bool shares = job.shares(seq, shared);
+    const int64_t tasks = job.tasks_of(seq, shares);
+    if (left >= tasks) {
+      left -= tasks;
+      shared += shares ? seq.rows : 0;
+      continue;
+    }
+    const int32_t head_blocks = job.head_blocks(shares);
+    const auto block = static_cast<int32_t>(left / head_blocks);
+    const auto head_block = static_cast<int32_t>(left % head_blocks);
+    if (job.by_splits && shares) {  // all of its rows
+      const int32_t head = head_block * job.shared_head_step;
+      const int32_t count = std::min(job.shared_head_step, heads - head);
+      job.attend_split({&seq, 0, seq.rows, head, count, shared},
+                       (job.first_split() + block) * kKeySplit, worker);
+      return;
+    }
+    // Later rows have more keys: they come first, so that the last tasks are short.
+    const int32_t blocks = (seq.rows + job.row_step - 1) / job.row_step;
+    const int32_t begin = (blocks - 1 - block) * job.row_step;
+    const int32_t head = head_block * job.head_step;
+    job.attend({&seq, begin, std::min(seq.rows, begin + job.row_step), head,
+                std::min(job.head_step, heads - head), shares ? shared : -1},
+               worker);
+    return;
+  }
+}
+
+// Lists the rows that may be absorbed and projected together, with their splits. Returns of how
+// many sequences.
+size_t AttentionJob::share_rows() {
+  size_t sequences = 0;
+  int32_t* first_part = device->attention_first_part_.get();
+  first_part[0] = 0;
+  for (const SequenceRows& seq : args->sequences) {
+    if (!shares(seq, shared_rows)) continue;
+    ++sequences;
+    for (int32_t r = 0; r < seq.rows; ++r) {
+      const int64_t split = (seq.first_position + r) / kKeySplit;
+      device->attention_rows_[static_cast<size_t>(shared_rows)] = seq.row_begin + r;
+      // More than there is room for are as many as just one more.
+      first_part[shared_rows + 1] = static_cast<int32_t>(
+          std::min(first_part[shared_rows] + split + 1 - first_split(), kSplitParts + 1));
+      ++shared_rows;
+    }
+  }
+  return sequences;
+}
+
+// Has one of these rows more than one split, and is there room for the parts of all?
+bool AttentionJob::has_long_shared() const {
+  const int64_t parts = device->attention_first_part_[static_cast<size_t>(shared_rows)];
+  return parts > shared_rows && parts * args->shape.heads <= kSplitParts;
+}
+
+// Tasks of the phase that attends.
+int64_t AttentionJob::tasks() const {
+  int32_t shared = 0;
+  int64_t count = 0;
+  for (const SequenceRows& seq : args->sequences) {
+    const bool is_shared = shares(seq, shared);
+    shared += is_shared ? seq.rows : 0;
+    count += tasks_of(seq, is_shared);
+  }
+  return count;
+}
+
+// As many heads to a task as leave every thread one, or with splits, which differ in length, two.
+void AttentionJob::choose_heads() {
+  const int64_t threads = device->threads();
+  head_step = std::clamp(kMaxQueries / row_step, 1, args->shape.heads);
+  shared_head_step = std::clamp(kMaxQueries / kFewRows, 1, args->shape.heads);
+  int32_t& step = by_splits ? shared_head_step : head_step;
+  while (step > 1 && tasks() < (by_splits && step > kFewHeads ? 2 * threads : threads)) {
+    step = (step + 1) / 2;
+  }
+}
+
+void CpuDevice::mla_attention(const MlaAttentionArgs& args) {
+  const auto expanded = [&](const SequenceRows& seq) { return expands(args.shape, seq); };
+  MlaAttentionArgs rest = args;
+  for (auto at = args.sequences.begin(); at != args.sequences.end();) {
+    if (expanded(*at)) {
+      expanded_attention(args, *at++);
+      continue;
+    }
+    const auto end = std::find_if(at, args.sequences.end(), expanded);
+    rest.sequences = {at, end};
+    latent_attention(rest);
+    at = end;
+  }
+}
+
+void CpuDevice::latent_attention(const MlaAttentionArgs& args) {
+  const MlaShape& s = args.shape;
+  int32_t most_rows = 1;
+  double ns = 0;
+  for (const SequenceRows& seq : args.sequences) {
+    most_rows = std::max(most_rows, seq.rows);
+    ns += attention_work(s, seq, false) / 50;
+  }
+  AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1};
+  const size_t sharing = job.share_rows();
+  job.choose_heads();
+  if (job.has_long_shared()) {
+    const int32_t heads_otherwise = job.head_step;
+    job.by_splits = true;
+    job.choose_heads();
+    // With as many heads to a task as otherwise, only many of them are worth the barriers.
+    job.by_splits = job.shared_head_step > heads_otherwise ||
+                    (job.shared_head_step == heads_otherwise && job.tasks() >= 4 * threads());
+    if (!job.by_splits) job.choose_heads();
+  }
+  // Two barriers: worth it where they save reading enough weights again.
+  const size_t weights =
+      static_cast<size_t>(s.heads) * (bytes_of(args.w_uk[0]) + bytes_of(args.w_uv[0]));
+  if (!job.by_splits && (sharing < 2 || (sharing - 1) * weights < kWorthSharing)) {
+    job.shared_rows = job.most_shared = 0;
+  }
+  const auto attend_tasks = static_cast<int>(job.tasks());
+  const int head_tasks = s.heads * ((job.shared_rows + kQueryRows - 1) / kQueryRows);
+  const Pool::Phase phases[] = {{AttentionJob::absorb_task, &job, head_tasks},
+                                {AttentionJob::attend_task, &job, attend_tasks},
+                                {AttentionJob::project_task, &job, head_tasks}};
+  if (job.shared_rows == 0) return run({&phases[1], 1}, ns);
+  run(phases, ns);
+}
+
+}  // namespace dsv3::kernels
