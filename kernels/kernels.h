@@ -310,6 +310,8 @@ class Device {
 
   // Sizes scratch; called before the first operation and again for larger limits.
   virtual Status reserve(const Limits& limits) = 0;
+  // Bytes that a device of this kind with so many threads would reserve.
+  virtual uint64_t scratch_bytes(const Limits& limits, int threads) const = 0;
   // Waits for all calls made so far. A device error is sticky and reported here.
   virtual Status synchronize() = 0;
 

@@ -29,6 +29,14 @@ int32_t block_k(const Matrix& w) {
   return 2;
 }
 
+size_t padded(int64_t k) { return static_cast<size_t>(k + 32); }
+
+// Room for one input as every type at a time (INT8 with its scales: 10 bits and padding).
+size_t packed_size(const Limits& l) {
+  return static_cast<size_t>(l.rows) * padded(std::max(l.linear_k, l.hidden)) *
+         (sizeof(float) + sizeof(uint16_t) + sizeof(uint16_t));
+}
+
 }  // namespace
 
 TiledWeights tiled(const Matrix& w) {
@@ -95,47 +103,67 @@ void CpuDevice::reserve_all(const Limits& wanted) {
   grow(&l.expand, wanted.expand);
 
   const auto rows = static_cast<size_t>(l.rows);
-  const size_t cells = rows * static_cast<size_t>(l.ffn_slots);
-  const auto padded = [](int64_t k) { return static_cast<size_t>(k + 32); };
-  // Room for one input as every type at a time (INT8 with its scales: 10 bits and padding).
-  packed_bytes_ = rows * padded(std::max(l.linear_k, l.hidden)) *
-                  (sizeof(float) + sizeof(uint16_t) + sizeof(uint16_t));
-  packed_ = host_array<std::byte>(packed_bytes_);
+  packed_bytes_ = packed_size(l);
   packed_rows_count_ = rows * 4;
-  packed_rows_ = host_array<const void*>(packed_rows_count_);
-  // The padding of every slot's row comes on top of the widths.
-  ffn_activations_ = host_array<std::byte>(
-      (rows * static_cast<size_t>(l.ffn_slot_width) + cells * 32) * sizeof(float));
-  for (auto& inputs : ffn_inputs_) inputs = host_array<const void*>(cells);
-  ffn_hidden_ = host_array<const void*>(cells);
-  ffn_cell_ = host_array<int32_t>(cells);
   const auto groups = static_cast<size_t>(l.experts) + static_cast<size_t>(l.ffn_slots) + 1;
   ffn_first_cell_.resize(std::max(ffn_first_cell_.size(), groups));
   ffn_first_task_.resize(std::max(ffn_first_task_.size(), groups + 1));
+  const auto make = [](auto& buffer, size_t count) {
+    buffer = host_array<typename std::remove_reference_t<decltype(buffer)>::element_type>(count);
+  };
+  for_each_buffer(*this, l, make);
+  workers_.resize(static_cast<size_t>(threads()));
+  for (WorkerScratch& w : workers_) for_each_buffer_of(w, l, micro_->native, make);
+}
+
+uint64_t CpuDevice::scratch_bytes(const Limits& limits, int threads) const {
+  uint64_t shared = 0, of_worker = 0;
+  const auto add_to = [](uint64_t* sum) {
+    return [sum](const auto& buffer, size_t count) {
+      *sum += count * sizeof(typename std::remove_reference_t<decltype(buffer)>::element_type);
+    };
+  };
+  for_each_buffer(*this, limits, add_to(&shared));
+  const WorkerScratch none;
+  for_each_buffer_of(none, limits, micro_->native, add_to(&of_worker));
+  return shared + static_cast<uint64_t>(threads) * of_worker;
+}
+
+template <class Self, class Visit>
+void CpuDevice::for_each_buffer(Self& self, const Limits& l, Visit visit) {
+  const auto rows = static_cast<size_t>(l.rows);
+  const size_t cells = rows * static_cast<size_t>(l.ffn_slots);
+  visit(self.packed_, packed_size(l));
+  visit(self.packed_rows_, rows * 4);
+  // The padding of every slot's row comes on top of the widths.
+  visit(self.ffn_activations_,
+        (rows * static_cast<size_t>(l.ffn_slot_width) + cells * 32) * sizeof(float));
+  for (auto& inputs : self.ffn_inputs_) visit(inputs, cells);
+  visit(self.ffn_hidden_, cells);
+  visit(self.ffn_cell_, cells);
   const size_t shared = std::min(rows, size_t{kSharedRows});
   const size_t shared_queries = shared * static_cast<size_t>(l.mla.heads);
-  attention_queries_ =
-      host_array<std::byte>(shared_queries * attention_query_bytes(l.mla, micro_->native));
-  attention_inputs_ = host_array<std::byte>(shared_queries * attention_input_bytes(l.mla));
-  attention_rows_ = host_array<int32_t>(shared);
-  attention_first_part_ = host_array<int32_t>(shared + 1);
-  attention_parts_ = host_array<float>(kSplitParts * attention_part_floats(l.mla));
-  route_logits_ = host_array<float>(rows * padded(l.experts));
-  route_scratch_ = host_array<float>(2 * padded(l.experts));
+  visit(self.attention_queries_,
+        shared_queries * attention_query_bytes(l.mla, self.micro_->native));
+  visit(self.attention_inputs_, shared_queries * attention_input_bytes(l.mla));
+  visit(self.attention_rows_, shared);
+  visit(self.attention_first_part_, shared + 1);
+  visit(self.attention_parts_, kSplitParts * attention_part_floats(l.mla));
+  visit(self.route_logits_, rows * padded(l.experts));
+  visit(self.route_scratch_, 2 * padded(l.experts));
+}
 
-  workers_.resize(static_cast<size_t>(threads()));
-  for (WorkerScratch& w : workers_) {
-    w.gemm = host_array<std::byte>(kGemmScratch);
-    w.panel = host_array<float>(size_t{2} * kPanelRows * kGroupColumns);
-    w.ffn_cells = host_array<float>(cells * kGroupColumns);
-    w.slot_parts = host_array<const float*>(static_cast<size_t>(l.ffn_slots));
-    w.slot_weights = host_array<float>(static_cast<size_t>(l.ffn_slots));
-    w.attention = host_array<std::byte>(attention_scratch_bytes(l.mla, micro_->native));
-    if (l.expand) {
-      w.expanded = host_array<std::byte>(expanded_scratch_bytes(l.mla, micro_->native, l.rows));
-    }
-    w.latent = host_array<float>(padded(l.mla.latent_dim()));
-  }
+template <class Scratch, class Visit>
+void CpuDevice::for_each_buffer_of(Scratch& w, const Limits& l, Activation native, Visit visit) {
+  const size_t cells = static_cast<size_t>(l.rows) * static_cast<size_t>(l.ffn_slots);
+  visit(w.gemm, kGemmScratch);
+  visit(w.panel, size_t{2} * kPanelRows * kGroupColumns);
+  visit(w.ffn_cells, cells * kGroupColumns);
+  visit(w.slot_parts, static_cast<size_t>(l.ffn_slots));
+  visit(w.slot_weights, static_cast<size_t>(l.ffn_slots));
+  visit(w.attention, attention_scratch_bytes(l.mla, native));
+  visit(w.expanded, l.expand ? expanded_scratch_bytes(l.mla, native, l.rows) : 0);
+  visit(w.latent, padded(l.mla.latent_dim()));
 }
 
 void CpuDevice::run(std::span<const Pool::Phase> phases, double ns) {

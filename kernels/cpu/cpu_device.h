@@ -25,6 +25,7 @@ class CpuDevice final : public HostDevice {
   const char* name() const override { return micro_->name; }
   int threads() const override { return pool_->threads(); }
   Status reserve(const Limits& limits) override;
+  uint64_t scratch_bytes(const Limits& limits, int threads) const override;
   size_t latent_page_bytes(const MlaShape& shape) const override;
 
   void embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,
@@ -65,6 +66,12 @@ class CpuDevice final : public HostDevice {
 
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
   void reserve_all(const Limits& limits);
+  // visit(buffer, elements) for every buffer that reserve() makes: the one list of their sizes.
+  template <class Self, class Visit>
+  static void for_each_buffer(Self& self, const Limits& limits, Visit visit);
+  template <class Scratch, class Visit>
+  static void for_each_buffer_of(Scratch& worker, const Limits& limits, Activation native,
+                                 Visit visit);
 
   void latent_attention(const MlaAttentionArgs& args);
   void expanded_attention(const MlaAttentionArgs& args, const SequenceRows& seq);

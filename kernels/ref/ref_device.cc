@@ -20,6 +20,7 @@ class RefDevice final : public HostDevice {
   const char* name() const override { return "ref"; }
   int threads() const override { return 1; }
   Status reserve(const Limits& limits) override;
+  uint64_t scratch_bytes(const Limits& limits, int threads) const override;
   size_t latent_page_bytes(const MlaShape& shape) const override {
     return static_cast<size_t>(kLatentPageTokens) * static_cast<size_t>(shape.latent_dim()) *
            sizeof(float);
@@ -42,6 +43,9 @@ class RefDevice final : public HostDevice {
              double* sums) override;
 
  private:
+  template <class Self, class Visit>
+  static void for_each_buffer(Self& self, const Limits& limits, Visit visit);
+
   std::vector<float> slots_;               // [rows, slots, hidden]
   std::vector<uint8_t> slot_used_;         // [rows, slots]
   std::vector<float> inputs_;              // [rows, hidden]: the rows of one expert
@@ -51,24 +55,37 @@ class RefDevice final : public HostDevice {
   std::vector<float> query_, attended_;    // [rows, kv_lora_rank]: of one head
 };
 
-Status RefDevice::reserve(const Limits& limits) try {
-  const auto grow = [](auto* v, int64_t count) {
-    if (static_cast<int64_t>(v->size()) < count) v->resize(static_cast<size_t>(count));
-  };
+// visit(buffer, elements) for every buffer: the one list of their sizes.
+template <class Self, class Visit>
+void RefDevice::for_each_buffer(Self& self, const Limits& limits, Visit visit) {
   const int64_t rows = limits.rows;
-  grow(&slots_, rows * limits.ffn_slots * limits.hidden);
-  grow(&slot_used_, rows * limits.ffn_slots);
-  grow(&inputs_, rows * limits.hidden);
-  grow(&outputs_, rows * limits.hidden);
-  grow(&gate_, rows * limits.ffn_width);
-  grow(&up_, rows * limits.ffn_width);
-  grow(&scores_, rows * limits.experts);
-  grow(&selection_, int64_t{2} * limits.experts);
-  grow(&query_, rows * limits.mla.kv_lora_rank);
-  grow(&attended_, rows * limits.mla.kv_lora_rank);
+  visit(self.slots_, rows * limits.ffn_slots * limits.hidden);
+  visit(self.slot_used_, rows * limits.ffn_slots);
+  visit(self.inputs_, rows * limits.hidden);
+  visit(self.outputs_, rows * limits.hidden);
+  visit(self.gate_, rows * limits.ffn_width);
+  visit(self.up_, rows * limits.ffn_width);
+  visit(self.scores_, rows * limits.experts);
+  visit(self.selection_, int64_t{2} * limits.experts);
+  visit(self.query_, rows * limits.mla.kv_lora_rank);
+  visit(self.attended_, rows * limits.mla.kv_lora_rank);
+}
+
+Status RefDevice::reserve(const Limits& limits) try {
+  for_each_buffer(*this, limits, [](auto& buffer, int64_t count) {
+    if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(static_cast<size_t>(count));
+  });
   return ok_status();
 } catch (const std::bad_alloc&) {
   return make_error(Code::kOutOfMemory, "ref: no memory for the scratch of %d rows", limits.rows);
+}
+
+uint64_t RefDevice::scratch_bytes(const Limits& limits, int /*threads*/) const {
+  uint64_t bytes = 0;
+  for_each_buffer(*this, limits, [&](const auto& buffer, int64_t count) {
+    bytes += static_cast<uint64_t>(count) * sizeof(buffer[0]);
+  });
+  return bytes;
 }
 
 void RefDevice::embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,

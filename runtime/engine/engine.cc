@@ -166,7 +166,7 @@ Result<MemoryEstimate> Engine::estimate(const Model& model, const EngineOptions&
   DSV3_TRY(options.validate());
   const ModelConfig& config = model.config();
   kernels::DeviceOptions d = device_options(options);
-  d.threads = 1;  // only asked for its page size
+  d.threads = 1;  // only asked for sizes
   DSV3_ASSIGN(const std::unique_ptr<kernels::Device> device, kernels::make_device(d));
   const size_t page_bytes =
       device->latent_page_bytes(mla_shape_of(config)) * static_cast<size_t>(config.cache_layers());
@@ -175,8 +175,10 @@ Result<MemoryEstimate> Engine::estimate(const Model& model, const EngineOptions&
   e.weight_bytes = model.weight_bytes();
   e.cache_bytes = static_cast<uint64_t>(pages) * page_bytes;
   e.cache_tokens = static_cast<uint64_t>(pages * kPageTokens);
+  const int threads = options.threads > 0 ? options.threads : available_cpus();
   e.scratch_bytes =
-      ForwardModel::activation_bytes(config, std::max(chunk_of(options), kMaxBatch), kMaxBatch) +
+      ForwardModel::scratch_bytes(config, *device, threads, std::max(chunk_of(options), kMaxBatch),
+                                  kMaxBatch, options.expand_prompts) +
       static_cast<uint64_t>(kMaxBatch) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   e.machine_bytes = total_memory();
   return e;

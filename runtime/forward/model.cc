@@ -13,6 +13,13 @@ kernels::Dev<std::byte> bytes_of(kernels::Dev<float> p) {
   return kernels::Dev<std::byte>(reinterpret_cast<std::byte*>(p.get()));
 }
 
+kernels::Limits limits_of(const ModelConfig& config, int32_t max_rows, int32_t max_head_rows,
+                          bool expand) {
+  kernels::Limits limits = device_limits(config, std::max(max_rows, max_head_rows));
+  limits.expand = expand;
+  return limits;
+}
+
 }  // namespace
 
 ForwardModel::ForwardModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -30,9 +37,7 @@ Result<std::unique_ptr<ForwardModel>> ForwardModel::create(std::shared_ptr<const
   impl->layer_page_bytes = device->latent_page_bytes(impl->shape);
   DSV3_TRY(impl->weights.bind(impl->model->weights()));
   DSV3_TRY(impl->a.allocate(device, config, max_rows, max_head_rows));
-  kernels::Limits limits = device_limits(config, std::max(max_rows, max_head_rows));
-  limits.expand = expand;
-  DSV3_TRY(device->reserve(limits));
+  DSV3_TRY(device->reserve(limits_of(config, max_rows, max_head_rows, expand)));
   impl->plan.reserve(max_rows, static_cast<int32_t>(config.num_experts_per_tok),
                      static_cast<int32_t>(config.n_routed_experts));
   const auto angles = static_cast<size_t>(max_rows) * static_cast<size_t>(impl->rope.pairs());
@@ -51,9 +56,11 @@ int32_t ForwardModel::max_rows() const { return impl_->max_rows; }
 int32_t ForwardModel::max_head_rows() const { return impl_->max_head_rows; }
 const std::vector<uint64_t>& ForwardModel::expert_load() const { return impl_->load; }
 
-uint64_t ForwardModel::activation_bytes(const ModelConfig& config, int32_t max_rows,
-                                        int32_t max_head_rows) {
-  return Activations::bytes(config, max_rows, max_head_rows);
+uint64_t ForwardModel::scratch_bytes(const ModelConfig& config, const kernels::Device& device,
+                                     int threads, int32_t max_rows, int32_t max_head_rows,
+                                     bool expand) {
+  return Activations::bytes(config, max_rows, max_head_rows) +
+         device.scratch_bytes(limits_of(config, max_rows, max_head_rows, expand), threads);
 }
 
 LayerContext ForwardModel::Impl::layer_context(int32_t rows,

@@ -61,9 +61,10 @@ class ForwardModel {
   size_t page_bytes() const;
   int32_t max_rows() const;
   int32_t max_head_rows() const;
-  // Bytes of activations and scratch that create() would allocate, for estimates.
-  static uint64_t activation_bytes(const ModelConfig& config, int32_t max_rows,
-                                   int32_t max_head_rows);
+  // Bytes of activations and scratch that create() would allocate on such a device with so many
+  // threads, for estimates.
+  static uint64_t scratch_bytes(const ModelConfig& config, const kernels::Device& device,
+                                int threads, int32_t max_rows, int32_t max_head_rows, bool expand);
 
   // Runs the main layers and the final norm over the step's rows.
   Status run(const Step& step);

@@ -309,6 +309,26 @@ TEST_CASE("the estimate is what a context then has") {
         estimate.weight_bytes + estimate.cache_bytes + estimate.scratch_bytes);
   CHECK(info.bit_identical == 1);
   CHECK(info.sessions >= 1);
+  // Scratch counts what each thread has, each row of a step, and what expanded prompts need.
+  const auto scratch = [&](auto change) {
+    dsv3_context_options options;
+    dsv3_context_options_init(&options, sizeof options);
+    options.threads = 2;
+    change(options);
+    dsv3_memory_estimate e;
+    e.struct_size = sizeof e;
+    REQUIRE(dsv3_estimate_memory(tiny_coder().c_str(), &options, &e, error.out()) == DSV3_OK);
+    return e.scratch_bytes;
+  };
+  const uint64_t two = scratch([](auto&) {});
+  const uint64_t four = scratch([](auto& o) { o.threads = 4; });
+  CHECK(four > two);
+  CHECK(scratch([](auto& o) { o.threads = 6; }) - four == four - two);
+  CHECK(scratch([](auto& o) { o.prefill_chunk = 512; }) > two);
+  CHECK(scratch([](auto& o) {
+          o.prefill_chunk = 256;
+          o.prompt_attention = DSV3_PROMPT_EXPANDED;
+        }) > two);
 }
 
 TEST_CASE("an evaluation's demands") {

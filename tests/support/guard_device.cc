@@ -55,6 +55,9 @@ class GuardDevice : public Device {
   void unbind(Dev<const std::byte> p) override { unmap(const_cast<std::byte*>(p.get())); }
 
   Status reserve(const Limits& limits) override { return inner_->reserve(limits); }
+  uint64_t scratch_bytes(const Limits& limits, int threads) const override {
+    return inner_->scratch_bytes(limits, threads);
+  }
   Status synchronize() override { return inner_->synchronize(); }
   size_t latent_page_bytes(const MlaShape& shape) const override {
     return inner_->latent_page_bytes(shape);
