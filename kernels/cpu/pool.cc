@@ -47,8 +47,8 @@ void wait_until(Ready ready) {
 
 }  // namespace
 
-Result<std::unique_ptr<Pool>> Pool::create(int threads, bool pin) try {
-  std::unique_ptr<Pool> pool(new Pool(threads));
+Result<std::unique_ptr<Pool>> Pool::create(int threads, bool pin, const PoolTimes& times) try {
+  std::unique_ptr<Pool> pool(new Pool(threads, times));
   const int others = threads - 1;
   pool->limit_.store(threads);
   pool->workers_.reserve(static_cast<size_t>(others));
@@ -115,9 +115,12 @@ void Pool::worker_main(void* argument) {
     }
     // It may be a later job than the one that woke us; while we are inside there is no next one.
     seen = pool->epoch_.load(std::memory_order_acquire);
-    self->inside.store(true, std::memory_order_relaxed);
-    pool->work(self->index);
-    self->inside.store(false, std::memory_order_relaxed);
+    // The limit may have fallen since this worker began to look out for a job.
+    if (pool->limit_.load(std::memory_order_relaxed) > self->index) {
+      self->inside.store(true, std::memory_order_relaxed);
+      pool->work(self->index);
+      self->inside.store(false, std::memory_order_relaxed);
+    }
     pool->entry_.fetch_sub(1, std::memory_order_release);
   }
 }
@@ -148,8 +151,8 @@ void Pool::wait_for_workers(const Ready& ready) {
     if (ready()) return;
     cpu_relax();
   }
-  const int64_t begin = monotonic_ns();
-  while (monotonic_ns() - begin < kPatienceNs) {
+  const int64_t begin = times_.now();
+  while (times_.now() - begin < kPatienceNs) {
     for (int i = 0; i < 16; ++i) {
       if (ready()) return;
       cpu_relax();
@@ -164,17 +167,18 @@ template <class Ready>
 void Pool::note_starved(const Ready& ready) {
   for (Worker& worker : worker_args_) {
     const bool ask = worker.inside.load(std::memory_order_relaxed) && !ready();
-    worker.starved_ns = ask ? workers_[static_cast<size_t>(worker.index - 1)].starved_ns() : -1;
+    worker.starved_ns =
+        ask ? times_.starved_ns(workers_[static_cast<size_t>(worker.index - 1)]) : -1;
   }
 }
 
 void Pool::judge_wait(int64_t begin) {
-  const int64_t now = monotonic_ns();
+  const int64_t now = times_.now();
   if (now - begin < kStallNs) return;
   int64_t most = 0;
   for (const Worker& worker : worker_args_) {
     if (worker.starved_ns < 0) continue;
-    const int64_t starved = workers_[static_cast<size_t>(worker.index - 1)].starved_ns();
+    const int64_t starved = times_.starved_ns(workers_[static_cast<size_t>(worker.index - 1)]);
     most = std::max(most, starved - worker.starved_ns);
   }
   if (most == 0) return;
@@ -194,7 +198,7 @@ void Pool::run(std::span<const Phase> phases) {
   for (const Phase& phase : phases)
     most_tasks = phase.tasks > most_tasks ? phase.tasks : most_tasks;
   if (throttle_.is_resting()) {
-    throttle_.advance(monotonic_ns());
+    throttle_.advance(times_.now());
     set_limit();
   }
   if (throttle_.limit() == 1 || most_tasks <= 1) {

@@ -27,6 +27,16 @@
 
 namespace dsv3::kernels {
 
+// What the caller's waits are judged by. A test brings times of its own: then it says who starves
+// and when a rest is over. Called by the thread that calls
+// run().
+struct PoolTimes {
+  int64_t (*now)() = monotonic_ns;
+  int64_t (*starved_ns)(const Thread& worker) = [](const Thread& worker) {
+    return worker.starved_ns();
+  };
+};
+
 class Pool {
  public:
   // Tasks 0..tasks of one phase; a phase begins when all tasks of the one before are done. worker
@@ -38,12 +48,13 @@ class Pool {
   };
   static constexpr int kMaxPhases = 4;
 
-  static Result<std::unique_ptr<Pool>> create(int threads, bool pin);
+  static Result<std::unique_ptr<Pool>> create(int threads, bool pin, const PoolTimes& times = {});
   ~Pool();
   Pool(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
-  // Fewer while the machine is busy.
+  // Fewer while the machine is busy. Workers of this index and above run no task of a job that
+  // began with it.
   int threads_in_use() const { return throttle_.limit(); }
   // Returns when all tasks of all phases are done. Allocates nothing.
   void run(std::span<const Phase> phases);
@@ -63,7 +74,8 @@ class Pool {
   };
   static constexpr uint32_t kOpen = 1u << 31;
 
-  explicit Pool(int threads) : worker_args_(static_cast<size_t>(threads - 1)), throttle_(threads) {}
+  Pool(int threads, const PoolTimes& times)
+      : times_(times), worker_args_(static_cast<size_t>(threads - 1)), throttle_(threads) {}
   static void worker_main(void* worker);
   uint32_t wait_for_job(uint32_t seen) const;
   void work(int worker);
@@ -75,6 +87,7 @@ class Pool {
   void judge_wait(int64_t begin);
   void set_limit();
 
+  const PoolTimes times_;
   std::vector<Worker> worker_args_;
   std::vector<Thread> workers_;
   Throttle throttle_;

@@ -7,7 +7,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <fstream>
+#include <string>
 #include <vector>
 
 namespace dsv3::test {
@@ -57,6 +60,150 @@ double cpu_seconds() {
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
 }
+
+// --- Times as the test wants them: who starves, how long, and when a rest is over.
+
+constexpr int64_t kMs = 1'000'000;
+std::atomic<int64_t> invented_now, invented_starved;
+std::atomic<bool> asked;  // the caller has begun to wonder why it waits
+
+const kernels::PoolTimes kInvented{
+    // Goes on a little each time somebody looks, so that patience ends.
+    .now = [] { return invented_now.fetch_add(1000); },
+    .starved_ns =
+        [](const Thread&) {
+          const int64_t starved = invented_starved;
+          asked = true;
+          return starved;
+        },
+};
+
+// A pool of `threads`, and jobs that need as many threads as the throttle allows.
+struct Rested {
+  static constexpr int kMostThreads = 8;
+  std::unique_ptr<Pool> pool;
+  int limit = 0;  // when the job began
+  std::atomic<int> arrived{0};
+  std::atomic<bool> late{false};  // somebody did not come
+  std::array<std::atomic<int>, kMostThreads> tasks{};
+  std::array<std::atomic<int>, kMostThreads> ids{};  // of the system
+
+  explicit Rested(int threads) {
+    invented_now = 1'000'000 * kMs;
+    invented_starved = 0;
+    auto made = Pool::create(threads, false, kInvented);
+    REQUIRE(made.ok());
+    pool = std::move(*made);
+  }
+
+  template <class Ready>
+  void wait(const Ready& ready) {
+    const int64_t end = monotonic_ns() + 20'000 * kMs;
+    while (!ready() && !late) {
+      if (monotonic_ns() > end) late = true;
+      sched_yield();
+    }
+  }
+  // The first tasks wait for each other, so that `limit` threads have to take one each.
+  void count(int task, int worker) {
+    tasks[static_cast<size_t>(worker)] += 1;
+    ids[static_cast<size_t>(worker)] = gettid();
+    if (task >= limit) return;
+    arrived += 1;
+    wait([&] { return arrived >= limit; });
+  }
+  static void meet(void* self, int task, int worker) {
+    static_cast<Rested*>(self)->count(task, worker);
+  }
+  // All are in their tasks, and those of the workers last until the caller has waited for `stall`.
+  static void stall(void* self, int task, int worker) {
+    static_cast<Rested*>(self)->count(task, worker);
+    if (worker == 0) return;
+    static_cast<Rested*>(self)->wait([] { return asked.load(); });
+    if (task != 0 && task != 1) return;  // one of the two is a worker's
+    invented_now += 4 * kMs;
+    invented_starved += 4 * kMs;
+  }
+
+  void begin() {
+    limit = pool->threads_in_use();
+    arrived = 0;
+    for (auto& n : tasks) n = 0;
+  }
+  // Loses a stall's time, alone or between phases whose results have to be right.
+  void lose(bool inside_a_job) {
+    begin();
+    asked = false;
+    Job job{std::vector<int>(20), std::vector<int>(20), std::vector<int>(kMostThreads), 0};
+    const Pool::Phase phases[] = {
+        {Job::one, &job, 20}, {stall, this, limit}, {Job::two, &job, 20}, {Job::two, &job, 20}};
+    pool->run(inside_a_job ? std::span(phases) : std::span(phases).subspan(1, 1));
+    REQUIRE_FALSE(late);
+    if (!inside_a_job) return;
+    for (size_t t = 0; t < 20; ++t) CHECK((job.first[t] == 1 && job.second[t] == 2));
+  }
+  // Threads below the limit all run tasks, those above run none.
+  void check() {
+    begin();
+    const Pool::Phase phase{meet, this, limit + 100};
+    pool->run({&phase, 1});
+    REQUIRE_FALSE(late);
+    int sum = 0;
+    for (int worker = 0; worker < pool->threads(); ++worker) {
+      CAPTURE(worker);
+      CAPTURE(limit);
+      const int n = tasks[static_cast<size_t>(worker)];
+      CHECK((n > 0) == (worker < limit));
+      sum += n;
+    }
+    CHECK(sum == limit + 100);
+    check_results();
+  }
+  void check_results() const {
+    Job job{std::vector<int>(30), std::vector<int>(30), std::vector<int>(kMostThreads), 0};
+    const Pool::Phase phases[] = {{Job::one, &job, 30}, {Job::two, &job, 30}};
+    pool->run(phases);
+    for (size_t t = 0; t < 30; ++t) CHECK((job.first[t] == 1 && job.second[t] == 1));
+    for (int worker = limit; worker < pool->threads(); ++worker) {
+      CHECK(job.workers[static_cast<size_t>(worker)] == 0);
+    }
+  }
+
+  // A line of what the system says about a worker; empty when it says nothing.
+  std::string line(int worker, const std::string& name) const {
+    std::ifstream in(format("/proc/self/task/%d/status", ids[static_cast<size_t>(worker)].load()));
+    std::string text;
+    while (std::getline(in, text)) {
+      if (text.rfind(name + ":", 0) == 0) return text.substr(name.size() + 1);
+    }
+    return "";
+  }
+  // Those above the limit sleep through jobs instead of looking at each.
+  void check_sleep() {
+    const auto switches = [&](int worker) { return line(worker, "voluntary_ctxt_switches"); };
+    if (switches(0).empty()) return;
+    const auto each = [&](const auto& function) {
+      for (int worker = limit; worker < pool->threads(); ++worker) function(worker);
+    };
+    check_results();  // whoever still waits for a job is woken by this one, or rests already
+    std::array<std::string, kMostThreads> before;
+    each([&](int worker) {
+      wait([&] { return line(worker, "State").find('S') != std::string::npos; });
+      before[static_cast<size_t>(worker)] = switches(worker);
+    });
+    REQUIRE_FALSE(late);
+    for (int i = 0; i < 5; ++i) {
+      check_results();
+      const timespec nap{0, 2 * kMs};  // longer than a worker that waits for a job is awake
+      nanosleep(&nap, nullptr);
+    }
+    each([&](int worker) {
+      CAPTURE(worker);
+      CAPTURE(limit);
+      CHECK(switches(worker) == before[static_cast<size_t>(worker)]);
+    });
+  }
+};
 
 }  // namespace
 
@@ -156,6 +303,32 @@ TEST_CASE("pool: a worker that finds no CPU is left out, and comes back when it 
   stop = true;
   CHECK(run_until(2));
   sched_setaffinity(0, sizeof before, &before);
+}
+
+TEST_CASE("pool: workers above the limit run nothing, and work again when it rises") {
+  for (const int threads : {2, 3, 8}) {
+    for (const bool inside_a_job : {false, true}) {
+      CAPTURE(threads);
+      CAPTURE(inside_a_job);
+      Rested rested(threads);
+      rested.check();
+      int limit = threads;
+      while (limit > 1) {
+        rested.lose(inside_a_job);
+        limit -= std::max(1, limit / 4);
+        REQUIRE(rested.pool->threads_in_use() == limit);
+        rested.check();
+        rested.check_sleep();
+      }
+      while (limit < threads) {
+        invented_now += kernels::Throttle::kLongestRest;
+        rested.limit = limit = std::min(threads, 2 * limit);
+        rested.check_results();
+        REQUIRE(rested.pool->threads_in_use() == limit);
+        rested.check();
+      }
+    }
+  }
 }
 
 }  // namespace dsv3::test
