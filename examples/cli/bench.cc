@@ -253,10 +253,10 @@ void add_bench(CLI::App& app, Main& main) {
   command->add_option("--shape", o->shape, "a synthetic model instead: random weights in memory")
       ->check(CLI::IsMember({"tiny", "v2-lite", "v3"}));
   command->add_option("--layers", o->layers, "layers of the synthetic model; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(in_range(0, 1024));
   o->weights.add_to(*command);
   command->add_option("--repeats", o->repeats, "repeats of every line, at least; the median counts")
-      ->check(CLI::Range(1, 100))
+      ->check(in_range(1, 100))
       ->capture_default_str();
   command->add_flag("--quick", o->quick, "the short lines only");
   command->add_flag("--profile", o->profile, "show where each line's time goes, by operation");

@@ -4,6 +4,7 @@
 
 #include <dsv3.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace cli {
@@ -142,6 +144,26 @@ class Stopwatch {
 std::string human_bytes(uint64_t bytes);    // "15.3 MiB"
 std::string human_count(uint64_t number);   // "14,650,000"
 std::string human_rate(double per_second);  // "3,912"
+
+// --------------------------------------------------------------------------------------------
+// numbers of options
+
+// "--threads: -3 is not in [0, 1024]", both bounds being allowed. CLI11's own checks write the 300
+// digits of the largest double where there is no upper bound, and let a NaN pass.
+template <class T>
+CLI::Validator in_range(T low, T high) {
+  const auto text = [](T bound) {
+    if constexpr (std::is_integral_v<T>) return std::to_string(bound);
+    return format("%.10g", static_cast<double>(bound));
+  };
+  const std::string range = "in [" + text(low) + ", " + text(high) + "]";
+  const auto check = [=](std::string& input) {
+    T value = {};
+    const bool inside = CLI::detail::lexical_cast(input, value) && value >= low && value <= high;
+    return inside ? std::string() : input + " is not " + range;
+  };
+  return CLI::Validator(check, range);
+}
 
 // --------------------------------------------------------------------------------------------
 // input

@@ -135,14 +135,14 @@ void add_complete(CLI::App& app, Main& main) {
   o->model.add_to(*command);
   CLI::Option* file = command->add_option("--file", o->file, "source file to complete in");
   command->add_option("--line", o->line, "the cursor's line, from 1")
-      ->check(CLI::PositiveNumber)
+      ->check(in_range(uint64_t{1}, uint64_t{1'000'000'000}))
       ->needs(file);
   command
       ->add_option(
           "--column", o->column,
           "the cursor's column, from 1, in characters (Unicode code points): the cursor is "
           "before that character; default: the line's end")
-      ->check(CLI::PositiveNumber)
+      ->check(in_range(uint64_t{1}, uint64_t{1'000'000'000}))
       ->needs(file);
   CLI::Option* prefix =
       command->add_option("--prefix-file", o->prefix_file, "the text before the cursor");

@@ -112,7 +112,7 @@ void add_perplexity(CLI::App& app, Main& main) {
   command
       ->add_option("--window", o->window,
                    "tokens per window; each window is predicted on its own, behind a begin token")
-      ->check(CLI::Range(uint64_t{2}, uint64_t{1} << 40))
+      ->check(in_range(uint64_t{2}, uint64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--limit", o->limit, "use the first so many tokens alone; 0: all")
       ->capture_default_str();

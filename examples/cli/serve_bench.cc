@@ -118,12 +118,12 @@ void add_serve_bench(CLI::App& app, Main& main) {
   auto o = std::make_shared<Options>();
   o->model.add_to(*command);
   LoadOptions& l = o->load;
-  const auto at_least = [](auto low) { return CLI::Range(low, decltype(low)(1'000'000)); };
+  const auto at_least = [](auto low) { return in_range(low, decltype(low)(1'000'000)); };
   command->add_option("--clients", l.clients, "interactive clients")
-      ->check(CLI::Range(0, 256))
+      ->check(in_range(0, 256))
       ->capture_default_str();
   command->add_option("--background", l.background, "background jobs")
-      ->check(CLI::Range(0, 256))
+      ->check(in_range(0, 256))
       ->capture_default_str();
   command->add_option("--seconds", l.seconds, "length of the loaded phase; the idle one takes half")
       ->check(at_least(0.1))
@@ -141,7 +141,7 @@ void add_serve_bench(CLI::App& app, Main& main) {
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--cancel", l.cancel_percent, "percent of questions that are cancelled")
-      ->check(CLI::Range(0, 100))
+      ->check(in_range(0, 100))
       ->capture_default_str();
   command
       ->add_option("--job", l.job_tokens, "tokens of a background job's prompt, and of its answer")

@@ -62,6 +62,36 @@ TEST_CASE("used wrongly is 2, with a word about what is wrong") {
   }
 }
 
+// Both bounds can be read, and what was found; the tests need no file, for options come first.
+TEST_CASE("a number out of its range: the option, the number, the range") {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"bench", "--shape", "tiny", "--layers", "-3"}, "--layers: -3 is not in [0, 1024]"},
+      {{"bench", "--shape", "tiny", "--repeats", "101"}, "--repeats: 101 is not in [1, 100]"},
+      {{"complete", "x", "--file", "a", "--line", "0"}, "--line: 0 is not in [1, 1000000000]"},
+      {{"complete", "x", "--file", "a", "--line", "1", "--column", "-5"},
+       "--column: -5 is not in [1, 1000000000]"},
+      {{"perplexity", "x", "--text", "t", "--window", "1"},
+       "--window: 1 is not in [2, 1099511627776]"},
+      {{"serve-bench", "x", "--seconds", "0.05"}, "--seconds: 0.05 is not in [0.1, 1000000]"},
+      {{"serve-bench", "x", "--seconds", "nan"}, "--seconds: nan is not in [0.1, 1000000]"},
+      {{"serve-bench", "x", "--clients", "many"}, "--clients: many is not in [0, 256]"},
+      {{"serve-bench", "x", "--clients", "99999999999"},
+       "--clients: 99999999999 is not in [0, 256]"},
+  };
+  for (const auto& [arguments, expected] : cases) {
+    const Run result = dsv3(arguments);
+    CAPTURE(expected);
+    CAPTURE(result.err);
+    CHECK(result.code == 2);
+    CHECK(contains(result.err, expected));
+    CHECK(result.err.size() < 200);
+  }
+  CHECK(contains(dsv3({"bench", "--help"}).out, "in [0, 1024]"));
+  const Run ends = dsv3({"complete", "x", "--file", "a", "--line", "1000000000"});
+  CHECK(ends.code == 1);  // allowed: what is missing is the file
+  CHECK_FALSE(contains(ends.err, "--line"));
+}
+
 TEST_CASE("help and version are 0") {
   for (const char* command : {"convert", "inspect", "tokenize", "detokenize", "logits", "complete",
                               "generate", "chat", "perplexity"}) {
