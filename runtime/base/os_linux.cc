@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/limits.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -23,6 +22,7 @@
 #include <fstream>
 
 #include "runtime/base/os.h"
+#include "runtime/base/os_affinity.h"
 #include "runtime/base/os_cgroup.h"
 
 namespace dsv3 {
@@ -284,9 +284,7 @@ CgroupLimits own_cgroup_limits() { return cgroup_limits("/sys/fs/cgroup", "/proc
 }  // namespace
 
 int available_cpus() {
-  int cpus = 1;
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = std::max(1, CPU_COUNT(&set));
+  int cpus = std::max(1, CpuMask::of_this_thread().count());
   const double quota = own_cgroup_limits().cpus;
   if (quota > 0) cpus = std::min(cpus, std::max(1, static_cast<int>(std::ceil(quota))));
   return cpus;
@@ -421,22 +419,6 @@ int64_t Thread::starved_ns() const {
   text[std::max<ssize_t>(size, 0)] = 0;
   long long ran = 0, starved = -1;  // and the number of times it ran
   return std::sscanf(text, "%lld %lld", &ran, &starved) == 2 ? starved : -1;
-}
-
-void pin_this_thread(int index) {
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return;
-  const int count = CPU_COUNT(&mask);
-  if (count <= 0) return;
-  int wanted = index % count;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &mask) || wanted-- != 0) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-    return;
-  }
 }
 
 // --- WaitDescriptor

@@ -260,7 +260,7 @@ TEST_CASE("pool: uneven tasks leave nobody waiting for a fixed share") {
 TEST_CASE("pool: a worker that finds no CPU is left out, and comes back when it finds one") {
   if (access("/proc/thread-self/schedstat", R_OK) != 0) return;  // then nobody is left out
   cpu_set_t before, one, others;
-  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  if (sched_getaffinity(0, sizeof before, &before) != 0) return;  // more CPUs than it has bits
   if (CPU_COUNT(&before) < 2) return;
   // Threads inherit the mask: the worker shares its CPU with a thread that never rests.
   CPU_ZERO(&one);
