@@ -131,7 +131,9 @@ void add_inspect(CLI::App& app, Main& main) {
   auto o = std::make_shared<Options>();
   o->model.add_to(*command);
   o->context.add_to(*command);
-  command->add_flag("--verify", o->verify, "read the whole file and compare every checksum");
+  command->add_flag(
+      "--verify", o->verify,
+      "read the whole file: compare every checksum, find weights that are not finite");
   command->add_flag("--tensors", o->tensors, "list every tensor");
   command->add_flag("--json", o->json, "print everything as JSON (tensors included)");
   command->callback([o, &main] { run(*o, main); });

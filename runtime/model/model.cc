@@ -11,6 +11,7 @@
 #include "runtime/model/container.h"
 #include "runtime/model/parallel.h"
 #include "runtime/model/synthetic.h"
+#include "runtime/model/weight_check.h"
 
 namespace dsv3 {
 namespace {
@@ -123,6 +124,7 @@ Status Model::Impl::verify_item(const Record& record, uint64_t item,
   XXH3_64bits_reset(&state);
   HostBuffer<uint8_t> buffer;
   if (copy == nullptr) buffer = host_array<uint8_t>(std::min(kReadBytes, record.bytes));
+  std::optional<BadWeight> bad;
   for (uint64_t at = 0; at < record.bytes;) {
     const uint64_t size = std::min(kReadBytes, record.bytes - at);
     const uint64_t offset = record.item_offset(item) + at;
@@ -131,15 +133,24 @@ Status Model::Impl::verify_item(const Record& record, uint64_t item,
     if (copy == nullptr) {
       DSV3_TRY(file->read_at(preamble.data_offset + offset, buffer.get(), size));
     }
-    XXH3_64bits_update(&state, copy == nullptr ? buffer.get() : copy.get() + offset, size);
+    const uint8_t* bytes = copy == nullptr ? buffer.get() : copy.get() + offset;
+    XXH3_64bits_update(&state, bytes, size);
+    if (!bad) bad = first_bad_weight(record, at, {bytes, size});
     at += size;
     did(size);
   }
-  if (XXH3_64bits_digest(&state) == record.hashes[item]) return {};
-  const std::string name = record.item_name(item);
+  if (XXH3_64bits_digest(&state) != record.hashes[item]) {
+    const std::string name = record.item_name(item);
+    return make_field_error(Code::kCorrupt, name.c_str(),
+                            "%s: tensor %s: checksum does not match: its bytes are damaged",
+                            file->path().c_str(), name.c_str());
+  }
+  if (!bad) return {};
+  const std::string name = record.part_name(item, bad->part);
   return make_field_error(Code::kCorrupt, name.c_str(),
-                          "%s: tensor %s: checksum does not match: its bytes are damaged",
-                          file->path().c_str(), name.c_str());
+                          "%s: tensor %s has %s, expected finite numbers (the checksum matches: "
+                          "the file was made so)",
+                          file->path().c_str(), name.c_str(), bad->what.c_str());
 }
 
 uint64_t Model::Impl::item_bytes() const {

@@ -87,7 +87,8 @@ class Model {
 
   // kFileChanged when a mapped file is no longer the one that was opened.
   Status check_unchanged() const;
-  // Reads everything and compares the checksums; names the first tensor that differs.
+  // Reads everything, compares the checksums and looks for weights that are not finite; names the
+  // first tensor that is wrong.
   Status verify(const Progress& progress) const;
 
  private:
