@@ -139,7 +139,7 @@ typedef struct dsv3_model dsv3_model;
 typedef struct dsv3_model_options {
   uint32_t struct_size;
   int32_t residency; /* DSV3_RESIDENCY_..., default MAP */
-  int32_t verify;    /* 1: check every checksum while opening (reads the whole file); default 0 */
+  int32_t verify;    /* 1: as dsv3_model_verify while opening (reads the whole file); default 0 */
   int32_t reserved;  /* 0 */
   dsv3_progress_fn progress; /* for COPY and verify; may be NULL */
   void *progress_user;
@@ -186,7 +186,8 @@ DSV3_API dsv3_status dsv3_model_get_info(const dsv3_model *model, dsv3_model_inf
  * offset, size and checksum. See "Buffers". */
 DSV3_API dsv3_status dsv3_model_get_json(const dsv3_model *model, char *buffer, uint64_t capacity,
                                          uint64_t *needed, dsv3_error **error);
-/* Reads the whole file and compares checksums. DSV3_E_CORRUPT names the first tensor that differs. */
+/* Reads the whole file, compares checksums and looks for weights that are not finite. DSV3_E_CORRUPT
+ * names the first tensor that is wrong. */
 DSV3_API dsv3_status dsv3_model_verify(const dsv3_model *model, dsv3_progress_fn progress,
                                        void *progress_user, dsv3_cancel *cancel,
                                        dsv3_error **error);

@@ -106,7 +106,8 @@ struct Matrix {
   // FP8 only: W[i][j] = fp8[i][j] * scales[i / scale_n][j / scale_k],
   // [ceil(n/scale_n), ceil(k/scale_k)] F32, row-major. scale_k is even. Usually 128 x 128; smaller
   // where a matrix was cut out of a larger one (a head of kv_b_proj) off the block grid. Codes 0x7f
-  // and 0xff, NaN, are not among them (the converter refuses them): some sets read them as 480.
+  // and 0xff, NaN, are not among them (the converter refuses them, Model::verify finds
+  // them): some sets read them as 480.
   Dev<const float> scales;
   int32_t scale_n = 128;
   int32_t scale_k = 128;

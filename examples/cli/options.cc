@@ -59,7 +59,7 @@ Model ModelOptions::open(Interrupt& interrupt) const {
 
 void ContextOptions::add_compute_to(CLI::App& app) {
   app.add_option("--threads", threads, "compute threads; 0: the CPUs this process may use")
-      ->check(CLI::NonNegativeNumber)
+      ->check(in_range(0, 1024))
       ->capture_default_str()
       ->group(kModelGroup);
   app.add_option("--kernels", kernels,
@@ -72,14 +72,14 @@ void ContextOptions::add_compute_to(CLI::App& app) {
 void ContextOptions::add_to(CLI::App& app) {
   add_compute_to(app);
   app.add_option("--cache-mb", cache_mb, "budget of the latent cache in MiB; 0: automatic")
-      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
+      ->check(in_range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
       ->group(kModelGroup);
   app.add_option("--disk-cache", disk_cache,
                  "directory in which computed prompts outlive the process (private to you)")
       ->group(kModelGroup);
   app.add_option("--disk-cache-mb", disk_cache_mb, "its budget in MiB; 0: 1024")
-      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
+      ->check(in_range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
       ->group(kModelGroup);
   app.add_option("--prompt-attention", prompt_attention,
@@ -89,7 +89,7 @@ void ContextOptions::add_to(CLI::App& app) {
       ->group(kModelGroup);
   app.add_option("--prefill-chunk", prefill_chunk,
                  "most tokens of a prompt in one step; 0: automatic")
-      ->check(CLI::Range(0, 65536))
+      ->check(in_range(0, 65536))
       ->capture_default_str()
       ->group(kModelGroup);
   app.add_option("--trace", trace,
@@ -158,7 +158,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->group(kSamplingGroup);
   app.add_option("--logprobs", logprobs,
                  "report log-probabilities: of the chosen tokens (0) and of the N best as well")
-      ->check(CLI::Range(0, 64))
+      ->check(in_range(0, 64))
       ->group(kOutputGroup);
   app.add_option("--deadline-ms", deadline_ms, "give up after so many milliseconds; 0: never")
       ->capture_default_str()
@@ -176,7 +176,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->allow_extra_args(false)
       ->group(kSpeculationGroup);
   app.add_option("--max-draft", max_draft, "most tokens guessed at once; 0: no other limit than 64")
-      ->check(CLI::Range(0, 64))
+      ->check(in_range(0, 64))
       ->capture_default_str()
       ->group(kSpeculationGroup);
   app.add_option("--reference", reference,

@@ -65,6 +65,10 @@ TEST_CASE("used wrongly is 2, with a word about what is wrong") {
 // Both bounds can be read, and what was found; the tests need no file, for options come first.
 TEST_CASE("a number out of its range: the option, the number, the range") {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"generate", "x", "--prompt", "a", "--threads", "-3"}, "--threads: -3 is not in [0, 1024]"},
+      {{"generate", "x", "--prompt", "a", "--logprobs", "65"}, "--logprobs: 65 is not in [0, 64]"},
+      {{"generate", "x", "--prompt", "a", "--cache-mb", "-1"},
+       "--cache-mb: -1 is not in [0, 1099511627776]"},
       {{"bench", "--shape", "tiny", "--layers", "-3"}, "--layers: -3 is not in [0, 1024]"},
       {{"bench", "--shape", "tiny", "--repeats", "101"}, "--repeats: 101 is not in [1, 100]"},
       {{"complete", "x", "--file", "a", "--line", "0"}, "--line: 0 is not in [1, 1000000000]"},
