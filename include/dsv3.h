@@ -279,7 +279,7 @@ typedef struct dsv3_context_options {
    * max_position_embeddings, at most a quarter of the memory. When it is spent, these give way, in this
    * order: pages kept for later (least recently used first), pages of sessions without a request,
    * running requests of a lower priority or that began later (they wait, compute their latents again
-   * and give the same tokens). A new request that finds no room then ends with DSV3_E_CAPACITY
+   * and, but for prompt_attention, give the same tokens). A new request that finds no room then ends with DSV3_E_CAPACITY
    * (retryable). */
   uint64_t cache_bytes;
   int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256, where prompts expand 512 */
@@ -291,10 +291,14 @@ typedef struct dsv3_context_options {
    * dsv3_session_fork only. */
   int32_t prefix_cache;
   /* DSV3_PROMPT_LATENT (default) or DSV3_PROMPT_EXPANDED: long prompts are computed faster (the longer,
-   * and the larger prefill_chunk, the more) and as accurately, but the last bits then depend on how a
-   * prompt was cut into chunks and on what was cached: dsv3_context_info.bit_identical is 0. Threads
-   * and speculation still change nothing. Sessions saved and prefixes kept on disk are continued by
-   * contexts of the same setting only. */
+   * and the larger prefill_chunk, the more) and as accurately, but no longer to the same bits every
+   * time, and so not always to the same tokens. Results then depend on how prompts were cut into chunks
+   * (other requests have a say in that, and beside some that decode a chunk is a quarter of
+   * prefill_chunk, too short to gain much below 1,024), on what was cached, on where the session's last
+   * request ended, and on whether this one had to give way: dsv3_context_info.bit_identical is 0. The
+   * number of threads and, within an answer, its own speculation still change nothing. Sessions saved
+   * and prefixes kept on disk are continued by contexts of the same setting only. The kernel set "ref"
+   * computes as ever. */
   int32_t prompt_attention;
   /* A directory in which prefixes outlive the process: whole pages are written when requests end and
    * read when a request begins. NULL (default): none. It is made with mode 0700 where it is missing,
@@ -490,7 +494,8 @@ DSV3_API void dsv3_session_io_init(dsv3_session_io *io, uint32_t struct_size);
 DSV3_API dsv3_status dsv3_session_save(const dsv3_session *session, const dsv3_session_io *io,
                                        dsv3_error **error);
 /* A session that continues, bit for bit, where the saved one stood. Refused when it is damaged
- * (DSV3_E_CORRUPT) or of another model, kernel set or arithmetic (DSV3_E_UNSUPPORTED). */
+ * (DSV3_E_CORRUPT) or of another model, kernel set (with "+expanded" where prompts expand, see
+ * dsv3_context_options.prompt_attention) or arithmetic (DSV3_E_UNSUPPORTED). */
 DSV3_API dsv3_status dsv3_session_load(dsv3_context *context, const dsv3_session_io *io,
                                        dsv3_session **out, dsv3_error **error);
 
@@ -766,11 +771,13 @@ typedef struct dsv3_benchmark_options {
   int32_t ffn;
   int32_t experts;
   int32_t head;
-  int32_t quick;                       /* 1: the short lines only; default 0 */
-  int32_t profile;                     /* 1: each line's time by operations as well; default 0 */
-  int32_t scaling;                     /* 1: some lines on one thread as well; default 0 */
-  const dsv3_context_options *context; /* threads, pin_threads and kernels; may be NULL */
-  dsv3_progress_fn progress;           /* in lines of the result */
+  int32_t quick;   /* 1: the short lines only; default 0 */
+  int32_t profile; /* 1: each line's time by operations as well; default 0 */
+  int32_t scaling; /* 1: some lines on one thread as well; default 0 */
+  /* threads, pin_threads and kernels of it count; may be NULL. Prompts are computed in steps of up to
+   * 2,048 tokens, and expanded where `invariance` asks for it. */
+  const dsv3_context_options *context;
+  dsv3_progress_fn progress; /* in lines of the result */
   void *progress_user;
   dsv3_cancel *cancel; /* looked at between layers; may be NULL */
   int32_t invariance;  /* 1: prompts with DSV3_PROMPT_EXPANDED as well; default 0 */
@@ -794,11 +801,11 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * opening, measured once, with its page_faults. With `scaling` the first decoding line and the longest
  * prompt's are measured for one thread too, and "scaling" says how many times the figures of one
  * thread all threads reach: read bandwidth, multiply-adds, decode, prefill. With `invariance` every
- * prompt, and one of 512 tokens after 16,384 others (not with `quick`), is computed in turns as it is by
- * default and with DSV3_PROMPT_EXPANDED: a line of its own, with "prompt_attention" ("expanded") and
- * "times_as_fast", what bit-identical results cost there. A line's limits are
- * measured between its repeats: on a machine that others use they wander as the line does. Unless
- * `quick`, lines are repeated for two seconds at least. */
+ * prompt, and one of 512 tokens after 16,384 others (not with `quick`), is computed in turns with
+ * DSV3_PROMPT_LATENT and with DSV3_PROMPT_EXPANDED: a line of its own, with "prompt_attention"
+ * ("expanded") and "times_as_fast", what bit-identical results cost there. A line's limits are measured
+ * between its repeats: on a machine that others use they wander as the line does. Unless `quick`, lines
+ * are repeated for two seconds at least. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
                                     dsv3_error **error);
 

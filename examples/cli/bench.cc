@@ -112,12 +112,12 @@ void print_human(const Json& result) {
       human_bytes(model["active_bytes_per_token"]).c_str(), model["load_seconds"].get<double>(),
       human_bytes(model["resident_bytes"]).c_str(),
       human_bytes(model["resident_anonymous_bytes"]).c_str());
-  out += format("%-32s %10s %9s %9s %10s %7s  %-21s %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
+  out += format("%-38s %10s %9s %9s %10s %7s  %-21s %s\n", "", "tokens/s", "ms", "GB/s", "GFLOP/s",
                 "spread", "of the limit", "by operation");
   double widest = 0;
   for (const Json& line : result["lines"]) {
     widest = std::max(widest, spread(line));
-    out += format("%-32s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% %-13s %5.1f %%\n",
+    out += format("%-38s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% %-13s %5.1f %%\n",
                   line_name(line, machine).c_str(), line["tokens_per_second"].get<double>(),
                   line["seconds"].get<double>() * 1e3, line["bytes_per_second"].get<double>() / 1e9,
                   line["flops_per_second"].get<double>() / 1e9, 100 * spread(line),
@@ -126,7 +126,7 @@ void print_human(const Json& result) {
                   line["percent_by_operation"].get<double>());
   }
   for (const Json& line : result["left_out"]) {
-    out += format("%-32s left out: %s\n", line_name(line, machine).c_str(),
+    out += format("%-38s left out: %s\n", line_name(line, machine).c_str(),
                   line["reason"].get<std::string>().c_str());
   }
   for (const Json& line : result["lines"]) {
@@ -156,7 +156,7 @@ void print_human(const Json& result) {
 // A bar a line, as long as its percentage of the machine's limit.
 std::string plot_of(const Json& result) {
   const Json &lines = result["lines"], &machine = result["machine"];
-  const int row = 26, left = 230, width = 400, top = 82;
+  const int row = 26, left = 280, width = 400, top = 82;
   const int height = top + 16 + row * static_cast<int>(lines.size());
   const auto colour_of = [](bool compute) { return compute ? "#c8793a" : "#3a7bc8"; };
   std::string svg = format(

@@ -34,8 +34,11 @@ size_t attention_query_bytes(const MlaShape& shape, Activation native);
 size_t attention_input_bytes(const MlaShape& shape);
 // Bytes of one worker's scratch.
 size_t attention_scratch_bytes(const MlaShape& shape, Activation native);
-// The same where keys and values are expanded, for up to so many rows of a sequence.
+// The same where keys and values are expanded, for chunks of up to so many rows.
 size_t expanded_scratch_bytes(const MlaShape& shape, Activation native, int32_t rows);
+
+// Rows of one such task at most: its queries and sums stay near, and scratch small.
+inline constexpr int32_t kMostExpandedRows = 2048;
 
 // Any NaN or infinity among the BF16 values of keys [begin, end) of a page?
 bool any_not_finite(const uint8_t* page, int32_t pairs, int64_t begin, int64_t end);

@@ -219,7 +219,7 @@ void copy_dims(const uint8_t* page, int32_t from, int32_t count, int32_t to, uin
 }  // namespace
 
 size_t expanded_scratch_bytes(const MlaShape& shape, Activation native, int32_t rows) {
-  return ExpandedScratch(shape, native, rows, nullptr).bytes;
+  return ExpandedScratch(shape, native, std::min(rows, kMostExpandedRows), nullptr).bytes;
 }
 
 struct ExpandedJob {
@@ -386,7 +386,8 @@ void CpuDevice::expanded_attention(const MlaAttentionArgs& args, const SequenceR
   // Heads are what tasks are made of; where they are few for the threads, rows as well.
   const int32_t heads = args.shape.heads;
   const int32_t wanted = (3 * threads() + heads - 1) / heads;
-  const int32_t parts = std::clamp(wanted, 1, std::max(1, seq.rows / kLeastPart));
+  const int32_t least = (seq.rows + kMostExpandedRows - 1) / kMostExpandedRows;
+  const int32_t parts = std::max(least, std::min(wanted, seq.rows / kLeastPart));
   ExpandedJob job{this, &args, &seq, (seq.rows + parts - 1) / parts};
   const Pool::Phase phase{ExpandedJob::task, &job,
                           heads * ((seq.rows + job.part_rows - 1) / job.part_rows)};

@@ -126,6 +126,8 @@ nlohmann::ordered_json scaling_of(const BenchmarkResult& result) {
     if (one.threads == result.threads) continue;
     // Between the two may stand the same prompt with keys and values expanded.
     const BenchmarkLine& all = result.lines[i - (result.lines[i - 1].expanded ? 2 : 1)];
+    // Its own line may have found no room for its latents.
+    if (all.name != one.name || all.tokens != one.tokens) continue;
     out[one.name] = one.seconds / all.seconds;
     if (one.name == "decode") {
       out["read_bytes_per_second"] = all.read_bytes_per_second / one.read_bytes_per_second;

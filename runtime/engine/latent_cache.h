@@ -2,8 +2,8 @@
 // gives way when the budget is spent. In this order: pages that only the index holds (least
 // recently used first), pages of idle sessions (they stay valid and are computed again), rows of
 // drafts, then tasks of lower rank than the one that needs pages. A task that gave way keeps its
-// tokens and computes its latents again when there is room, to the same bits; its consumer sees a
-// delay.
+// tokens and computes its latents again when there is room, to the same bits (unless prompts
+// expand); its consumer sees a delay.
 //
 // Rank: who is paused by its consumer comes last; then the priority class; then who came first. The
 // task of the highest rank can take every page there is, so someone always gets on.

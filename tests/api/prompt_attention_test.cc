@@ -43,7 +43,7 @@ TEST_CASE("a context that expands says so, and is as near to the model") {
   const ContextHandle context = expanded();
   REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
   CHECK(info.bit_identical == 0);
-  // The log-probability of the same first token, however far down it is.
+  // The best token after prompts of some lengths, and its log-probability.
   int differ = 0;
   for (const size_t prompt : {100, 400, 1200}) {
     CAPTURE(prompt);
@@ -60,7 +60,8 @@ TEST_CASE("a context that expands says so, and is as near to the model") {
   CHECK(differ > 0);  // or nothing was expanded
 }
 
-TEST_CASE("expanded: any number of threads, and speculation, leave every bit as it is") {
+TEST_CASE(
+    "expanded: any number of threads, and an answer's own speculation, leave every bit as it is") {
   const ContextHandle one = expanded({.threads = 1}), three = expanded({.threads = 3});
   const Outcome plain = generate(session_with(700, one.get()).get(), answer());
   REQUIRE(plain.tokens.size() == 60);

@@ -485,20 +485,53 @@ TEST_CASE("attention, expanded: bits do not depend on chunks, threads or neighbo
                         " threads ", threads);
         }
       }
-      // Between rows of another sequence, which are not expanded.
-      auto d = device(set, 2);
+      // Between rows of another sequence, which are not expanded, and one that is.
+      auto d = device(set, 7);
       Pages pages(d.get(), m, length), other_pages(d.get(), m, length), third(d.get(), m, length);
+      Pages fourth(d.get(), m, length);
       const auto out = step(*d, m,
                             {{&other, &other_pages, first_key, 50},
                              {&s, &pages, 0, length, true},
-                             {&other, &third, first_key, 50}});
+                             {&other, &third, first_key, 50},
+                             {&s, &fourth, 0, 110, true}});
       Pages alone(d.get(), m, length);
       const auto of_other = step(*d, m, {{&other, &alone, first_key, 50}});
       const size_t before = of_other.size();
       CHECK_MESSAGE(same_bits(out.data(), of_other.data(), before), set);
       CHECK_MESSAGE(same_bits(&out[before], whole.data(), whole.size()), set);
       CHECK_MESSAGE(same_bits(&out[before + whole.size()], of_other.data(), before), set);
+      CHECK_MESSAGE(same_bits(&out[2 * before + whole.size()], whole.data(), 110 * m.out_width()),
+                    set);
     }
+  }
+}
+
+TEST_CASE(
+    "attention, expanded: more rows than a task takes, and keys that begin in a later block") {
+  Random random(33);
+  Model m = random_model(random, {2, 40, 8, 4, 6}, k::DType::kBF16);
+  const int64_t length = kEmulated ? 300 : 2100;
+  const Sequence s = random_sequence(random, m, length);
+  m.first_key = 130;
+  const auto run = [&](k::Device& d, int64_t chunk, bool may_expand) {
+    Pages pages(&d, m, length);
+    std::vector<float> out;
+    for (int64_t begin = m.first_key; begin < length; begin += chunk) {
+      const auto part =
+          step(d, m, {{&s, &pages, begin, std::min(length, begin + chunk), may_expand}});
+      out.insert(out.end(), part.begin(), part.end());
+    }
+    return out;
+  };
+  const auto want = run(*device("ref"), length, false);
+  for (const std::string& set : fast_sets()) {
+    const auto whole = run(*device(set, 1), length, true);
+    check_rows(set, whole, want, m.out_width() * 6, kExpandedSimilarity);
+    const auto parts = run(*device(set, 3), 1000, true);
+    const size_t first = std::min<size_t>(parts.size(), 1000 * m.out_width());
+    CHECK_MESSAGE(same_bits(parts.data(), whole.data(), first), set);
+    const auto latent = run(*device(set, 1), length, false);
+    CHECK_MESSAGE(!same_bits(latent.data(), whole.data(), whole.size()), set, " expanded nothing");
   }
 }
 
