@@ -104,6 +104,7 @@ void check_fast(const std::string& kernel_set, Device* device, bool expand) {
     std::sort(errors.mtp.begin(), errors.mtp.end());
     CHECK(errors.mtp[errors.mtp.size() / 4] <= bound);
   }
+  if (test::kEmulated && expand) return;
   // Trained weights do not lie on such edges: a few roundings to BF16 (2^-9 each) are all there
   // is.
   const Errors trained = errors_of("tiny-coder");
@@ -130,7 +131,7 @@ TEST_CASE("so do they where keys and values of prompts are expanded") {
     check_fast(kernel_set, device.get(), /*expand=*/true);
     const auto worst_logits = [&](bool expand) {
       return worst(
-          golden_errors("tiny-coder", device.get(), 1024, WeightsMode::kKeep, expand).logits);
+          golden_errors("v2-lite-micro", device.get(), 1024, WeightsMode::kKeep, expand).logits);
     };
     CHECK(worst_logits(true) != worst_logits(false));  // something was
   }
