@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/micro.h"
 #include "kernels/kernels.h"
+#include "runtime/base/alloc.h"
 
 namespace dsv3::kernels {
 
@@ -27,6 +28,16 @@ constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }
 constexpr size_t native_bytes(Activation native) {
   return native == Activation::kF32 ? sizeof(float) : sizeof(uint16_t);
 }
+// Cuts a worker's scratch into arrays that begin at cache lines; without a base it only measures.
+struct ScratchCutter {
+  std::byte* base;
+  size_t* bytes;  // so many are taken
+  template <class T>
+  void operator()(T** p, size_t count) const {
+    *p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + *bytes);
+    *bytes += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+  }
+};
 // Floats of one such part.
 size_t attention_part_floats(const MlaShape& shape);
 // Bytes of one query as the keys want it, and of one input of W_UK or W_UV in any type.

@@ -49,11 +49,7 @@ struct ExpandedScratch {
     weight_bytes = static_cast<size_t>(even(s.kv_lora_rank)) * native_bytes(native);
     query_bytes = static_cast<size_t>(even(s.qk_head_dim())) * native_bytes(native);
     share_bytes = kKeyBlock * native_bytes(native);
-    const auto take = [&](auto** p, size_t count) {
-      using T = std::remove_reference_t<decltype(**p)>;
-      *p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);  // null: only measure
-      bytes += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    };
+    const ScratchCutter take{base, &bytes};
     const auto count = static_cast<size_t>(rows);
     const auto weight_count = static_cast<size_t>(s.qk_nope_head_dim + s.v_head_dim);
     const auto columns_count = static_cast<size_t>(value_columns);
@@ -383,15 +379,25 @@ void ExpandedJob::task(void* context, int index, int worker) {
 }
 
 void CpuDevice::expanded_attention(const MlaAttentionArgs& args, const SequenceRows& seq) {
-  // Heads are what tasks are made of; where they are few for the threads, rows as well.
   const int32_t heads = args.shape.heads;
-  const int32_t wanted = (3 * threads() + heads - 1) / heads;
-  const int32_t least = (seq.rows + kMostExpandedRows - 1) / kMostExpandedRows;
-  const int32_t parts = std::max(least, std::min(wanted, seq.rows / kLeastPart));
+  const double work = attention_work(args.shape, seq, true);
+  // Heads are what tasks are made of, and rows where threads would have none: every part expands
+  // all keys for itself, so parts cost what they save. What counts is how long the busiest thread
+  // is at it.
+  const double expanding = double{1} * static_cast<double>(seq.first_position + seq.rows) * heads *
+                           args.shape.kv_lora_rank *
+                           (args.shape.qk_nope_head_dim + args.shape.v_head_dim);
+  const auto longest = [&](int32_t parts) {
+    return ((heads * parts + threads() - 1) / threads()) * (expanding + (work - expanding) / parts);
+  };
+  int32_t parts = (seq.rows + kMostExpandedRows - 1) / kMostExpandedRows;
+  for (int32_t more = parts + 1; more <= seq.rows / kLeastPart; ++more) {
+    if (longest(more) < longest(parts)) parts = more;
+  }
   ExpandedJob job{this, &args, &seq, (seq.rows + parts - 1) / parts};
   const Pool::Phase phase{ExpandedJob::task, &job,
                           heads * ((seq.rows + job.part_rows - 1) / job.part_rows)};
-  run({&phase, 1}, attention_work(args.shape, seq, true) / 50);
+  run({&phase, 1}, work / 50);
 }
 
 }  // namespace dsv3::kernels

@@ -31,11 +31,7 @@ struct AttentionScratch {
     query_bytes = attention_query_bytes(s, native);
     input_bytes = attention_input_bytes(s);
     weight_bytes = kKeyBlock * native_bytes(native);
-    const auto take = [&](auto** p, size_t count) {
-      using T = std::remove_reference_t<decltype(**p)>;
-      *p = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);  // null: only measure
-      bytes += (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    };
+    const ScratchCutter take{base, &bytes};
     const auto columns = static_cast<size_t>(value_columns);
     take(&queries, kMaxQueries * query_bytes);
     take(&inputs, kQueryRows * input_bytes);

@@ -28,8 +28,7 @@
 namespace dsv3::kernels {
 
 // What the caller's waits are judged by. A test brings times of its own: then it says who starves
-// and when a rest is over. Called by the thread that calls
-// run().
+// and when a rest is over. Called by the thread that calls run().
 struct PoolTimes {
   int64_t (*now)() = monotonic_ns;
   int64_t (*starved_ns)(const Thread& worker) = [](const Thread& worker) {

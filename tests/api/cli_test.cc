@@ -27,6 +27,16 @@ std::vector<Json> json_lines(const std::string& text) {
   return out;
 }
 
+Run check_usage_error(const std::vector<std::string>& arguments, const std::string& expected) {
+  const Run result = dsv3(arguments);
+  CAPTURE(expected);
+  CAPTURE(result.err);
+  CHECK(result.code == 2);
+  CHECK(contains(result.err, expected));
+  CHECK(result.out.empty());
+  return result;
+}
+
 TEST_CASE("used wrongly is 2, with a word about what is wrong") {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{}, "subcommand"},
@@ -52,14 +62,7 @@ TEST_CASE("used wrongly is 2, with a word about what is wrong") {
       {{"logits", "x.dsv3", "--tokens", "t.json"}, "--out"},
       {{"perplexity", "x.dsv3", "--text", "t", "--window", "1"}, "--window"},
   };
-  for (const auto& [arguments, expected] : cases) {
-    const Run result = dsv3(arguments);
-    CAPTURE(expected);
-    CAPTURE(result.err);
-    CHECK(result.code == 2);
-    CHECK(contains(result.err, expected));
-    CHECK(result.out.empty());
-  }
+  for (const auto& [arguments, expected] : cases) check_usage_error(arguments, expected);
 }
 
 // Both bounds can be read, and what was found; the tests need no file, for options come first.
@@ -83,12 +86,7 @@ TEST_CASE("a number out of its range: the option, the number, the range") {
        "--clients: 99999999999 is not in [0, 256]"},
   };
   for (const auto& [arguments, expected] : cases) {
-    const Run result = dsv3(arguments);
-    CAPTURE(expected);
-    CAPTURE(result.err);
-    CHECK(result.code == 2);
-    CHECK(contains(result.err, expected));
-    CHECK(result.err.size() < 200);
+    CHECK(check_usage_error(arguments, expected).err.size() < 200);
   }
   CHECK(contains(dsv3({"bench", "--help"}).out, "in [0, 1024]"));
   const Run ends = dsv3({"complete", "x", "--file", "a", "--line", "1000000000"});

@@ -28,13 +28,6 @@ dsv3_request_options answer(int32_t speculation = DSV3_SPECULATION_OFF) {
   return options;
 }
 
-dsv3_session_io file(const std::string& path) {
-  dsv3_session_io io;
-  dsv3_session_io_init(&io, sizeof io);
-  io.path = path.c_str();
-  return io;
-}
-
 }  // namespace
 
 TEST_CASE("a context that expands says so, and is as near to the model") {
@@ -84,7 +77,7 @@ TEST_CASE("latents of expanded prompts stay among contexts that expand") {
   const SessionHandle session = session_with(300, context.get());
   (void)generate(session.get(), answer());
   Error error;
-  dsv3_session_io io = file(path);
+  dsv3_session_io io = io_for(path);
   REQUIRE_MESSAGE(dsv3_session_save(session.get(), &io, error.out()) == DSV3_OK, error.message());
   const Outcome next = generate(session.get(), answer());
 

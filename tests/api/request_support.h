@@ -39,6 +39,13 @@ inline dsv3_request_options long_request() {
   return options;
 }
 
+inline dsv3_session_io io_for(const std::string& path) {
+  dsv3_session_io io;
+  dsv3_session_io_init(&io, sizeof io);
+  io.path = path.c_str();
+  return io;
+}
+
 inline dsv3_event next_event(dsv3_request* request) {
   dsv3_event event;
   event.struct_size = sizeof event;

@@ -35,12 +35,6 @@ dsv3_status read_bytes_fn(void* user, void* bytes, uint64_t size) {
   return DSV3_OK;
 }
 
-dsv3_session_io io_for(const std::string& path) {
-  dsv3_session_io io;
-  dsv3_session_io_init(&io, sizeof io);
-  io.path = path.c_str();
-  return io;
-}
 dsv3_session_io io_for(Bytes* bytes) {
   dsv3_session_io io;
   dsv3_session_io_init(&io, sizeof io);
