@@ -388,7 +388,8 @@ void CpuDevice::expanded_attention(const MlaAttentionArgs& args, const SequenceR
                            args.shape.kv_lora_rank *
                            (args.shape.qk_nope_head_dim + args.shape.v_head_dim);
   const auto longest = [&](int32_t parts) {
-    return ((heads * parts + threads() - 1) / threads()) * (expanding + (work - expanding) / parts);
+    const int32_t tasks = (heads * parts + threads() - 1) / threads();  // of one thread at most
+    return tasks * (expanding + (work - expanding) / parts);
   };
   int32_t parts = (seq.rows + kMostExpandedRows - 1) / kMostExpandedRows;
   for (int32_t more = parts + 1; more <= seq.rows / kLeastPart; ++more) {
