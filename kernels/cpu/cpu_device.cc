@@ -31,10 +31,11 @@ int32_t block_k(const Matrix& w) {
 
 size_t padded(int64_t k) { return static_cast<size_t>(k + 32); }
 
-// Room for one input as every type at a time (INT8 with its scales: 10 bits and padding).
+// Room for one input as every type that one set uses: float32, raised float32 or BF16, and INT8
+// with its scales (10 bits and padding).
 size_t packed_size(const Limits& l) {
   return static_cast<size_t>(l.rows) * padded(std::max(l.linear_k, l.hidden)) *
-         (sizeof(float) + sizeof(uint16_t) + sizeof(uint16_t));
+         (sizeof(float) + sizeof(float) + sizeof(uint16_t));
 }
 
 }  // namespace

@@ -121,7 +121,7 @@ inline int32_t packed_values(Activation type, int32_t k) {
 inline size_t packed_offset(Activation type, int32_t i) {
   const auto at = static_cast<size_t>(i);
   if (type == Activation::kI8) return at / kMxBlock * sizeof(I8Block);
-  return at * (type == Activation::kF32 ? sizeof(float) : sizeof(uint16_t));
+  return at * (type == Activation::kBF16 ? sizeof(uint16_t) : sizeof(float));
 }
 inline size_t packed_bytes(Activation type, int32_t k) {
   return packed_offset(type, packed_values(type, k));

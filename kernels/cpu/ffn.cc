@@ -205,16 +205,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   // Rounded rows of x, once for each type that some group's weights want.
   const int32_t k = args.hidden;
   constexpr Activation kTypes[kActivationTypes] = {Activation::kF32, Activation::kBF16,
-                                                   Activation::kI8};
-  size_t row_bytes[kActivationTypes];
-  std::byte* packed[kActivationTypes];
-  std::byte* end = packed_.get();
-  for (const Activation type : kTypes) {
-    const auto t = static_cast<size_t>(type);
-    row_bytes[t] = packed_bytes(type, k);
-    packed[t] = end;
-    end += static_cast<size_t>(args.rows) * row_bytes[t];
-  }
+                                                   Activation::kI8, Activation::kRaisedF32};
   bool wanted[kActivationTypes] = {};
   // Tasks of phase 1 make whole blocks of what phase 2 reads.
   int32_t least_up_tiles = 1;
@@ -229,6 +220,15 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     if (activation_for(*micro_, group.weights->down) == Activation::kI8) {
       least_up_tiles = kMxBlock / kTileN;
     }
+  }
+  size_t row_bytes[kActivationTypes];
+  std::byte* packed[kActivationTypes];
+  std::byte* end = packed_.get();
+  for (const Activation type : kTypes) {
+    const auto t = static_cast<size_t>(type);
+    row_bytes[t] = packed_bytes(type, k);
+    packed[t] = end;
+    if (wanted[t]) end += static_cast<size_t>(args.rows) * row_bytes[t];
   }
   for_rows(args.rows, k * 0.1, [&](int32_t r, int) {
     for (const Activation type : kTypes) {

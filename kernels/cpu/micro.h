@@ -17,8 +17,9 @@ namespace dsv3::kernels {
 enum class WeightType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3, kMXFP4 = 4 };
 inline constexpr int kWeightTypes = 5;
 // What the rows of activations are stored as when a kernel reads them.
-enum class Activation : uint8_t { kF32 = 0, kBF16 = 1, kI8 = 2 };
-inline constexpr int kActivationTypes = 3;
+// kRaisedF32: float32 times a power of two, for weights that are widened to a fraction of theirs.
+enum class Activation : uint8_t { kF32 = 0, kBF16 = 1, kI8 = 2, kRaisedF32 = 3 };
+inline constexpr int kActivationTypes = 4;
 
 // 32 activations as INT8, for MXFP4 weights: E2M1 values times two are small integers, so that the
 // sum of 32 products is exact.

@@ -1,6 +1,7 @@
 // AVX2 with FMA and F16C: float32 arithmetic on widened weights; INT8 dot products on MXFP4.
 #include <immintrin.h>
 
+#include "kernels/cpu/micro_columns256.h"
 #include "kernels/cpu/micro_mx.h"
 
 namespace dsv3::kernels {
@@ -10,28 +11,7 @@ struct Avx2 {
   using V __attribute__((vector_size(32))) = float;
   using I __attribute__((vector_size(32))) = int32_t;
   static constexpr int kLanes = 8;
-  static constexpr int kRows = 3;
-  static constexpr int kTiles = 2;
   static V fma(V a, V b, V c) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-  static V bf16(const uint8_t* p) {
-    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16);
-  }
-  static V f16(const uint8_t* p) {
-    return (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
-  // E4M3 read as binary16 is 2^-8 of its value, subnormals included: sign-extended to 16 bits and
-  // shifted left by seven, everything is in place but a copy of the sign in bit 14.
-  static constexpr float kF8Unit = 256.0f;
-  static void f8(const uint8_t* p, V* w) {
-    for (int i = 0; i < 2; ++i) {
-      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i));
-      const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7),
-                                            _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
-      w[2 * i] = (V)_mm256_cvtph_ps(_mm256_castsi256_si128(half));
-      w[2 * i + 1] = (V)_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
-    }
-  }
   static void store_native(void* p, int index, V v) {
     simd::store<Avx2>(static_cast<float*>(p) + index, v);
   }
@@ -41,8 +21,9 @@ struct Avx2 {
   static constexpr bool kMxUnsigned = true;
   static constexpr int kMxRows = 2;
   static constexpr int kMxTiles = 1;
+  static constexpr int kMxOneRowTiles = 2;
   static constexpr int kMxDirect = 2;
-  static constexpr int kMxAhead = 0;
+  static constexpr int kMxAhead = 2176;  // two groups of blocks
   struct Sum {
     __m256i sum, part;
     void begin(int32_t offset) {
@@ -80,24 +61,26 @@ inline void Avx2::mx_widen(const uint8_t* p, B* lo, B* hi) {
 
 void gemm(const GemmArgs& a) {
   if (a.w.type == WeightType::kMXFP4) return mx::gemm<Avx2>(a);
-  simd::gemm<Avx2>(a);
+  columns::gemm<Avx2, true>(a);
 }
 
 void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
   if (type == Activation::kI8) return mx::pack_i8<Avx2>(x, k, padded, out);
-  simd::pack_f32<Avx2>(x, k, padded, static_cast<float*>(out));
+  auto* values = static_cast<float*>(out);
+  if (type == Activation::kRaisedF32) return columns::pack_raised<Avx2>(x, k, padded, values);
+  simd::pack_f32<Avx2>(x, k, padded, values);
 }
 
 constexpr Activation kF32 = Activation::kF32;
 constexpr Micro kMicro = {
     "avx2",
     kF32,
-    {kF32, kF32, kF32, kF32, Activation::kI8},
+    {kF32, kF32, kF32, Activation::kRaisedF32, Activation::kI8},
     pack,
     gemm,
-    simd::gemm<Avx2>,
-    simd::panel<Avx2>,
-    simd::values<Avx2>,
+    columns::gemm<Avx2, false>,
+    columns::panel<Avx2>,
+    columns::values<Avx2>,
     simd::softmax<Avx2>,
     simd::merge<Avx2>,
     simd::rms_norm<Avx2>,

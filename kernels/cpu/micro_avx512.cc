@@ -15,6 +15,7 @@ struct Avx512F : simd::Simd512<Avx512F> {
   // MXFP4: four pairs of products of at most 24 * 127 each fit into 16 bits.
   static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 3;
+  static constexpr int kMxOneRowTiles = 1;
   static constexpr int kMxDirect = 3;
   static constexpr int kMxAhead = 0;
   struct Sum {

@@ -18,6 +18,7 @@ struct Avx512 : simd::Simd512<Avx512> {
   // a packed byte needs no masking.
   static constexpr int kMxRows = 3;
   static constexpr int kMxTiles = 4;
+  static constexpr int kMxOneRowTiles = 1;
   static constexpr int kMxDirect = 8;
   static constexpr int kMxAhead = 6 * mx::kGroupBytes;
   struct Sum {

@@ -10,7 +10,8 @@
 //
 // S offers, beside what micro_simd.h asks for: B (4 * kLanes bytes of weights, for kLanes rows),
 // kMxUnsigned (weights are stored as 0..24: twelve too much), kMxRows and kMxTiles (of a register
-// block), kMxDirect (as many rows widen the weights in registers), kMxAhead (bytes; see fetch), Sum
+// block), kMxOneRowTiles (tiles that one row takes side by side), kMxDirect (as many rows widen the
+// weights in registers), kMxAhead (bytes; see fetch), Sum
 // with
 //   begin(offset) / dot(b, x) (adds four products for each row; x: four activations) / half() after
 //   four of a block's eight dots / total() (vector I),
@@ -192,9 +193,11 @@ inline void direct_tiles(const GemmArgs& a, const Tiles& w, int32_t row, int32_t
 template <class S, int kR>
 inline void direct_rows(const GemmArgs& a, const Tiles& w, int32_t row) {
   // One row is as fast as memory: tile after tile it is a single stream, which a Zen 4 core reads
-  // at 79 % of what it reads without work, and four tiles side by side at 59 %. More rows keep the
-  // core busy, and share a tile's activations among tiles.
-  constexpr int kT = kR == 1 ? 1 : kR <= S::kMxDirect / 2 ? S::kMxTiles : (S::kMxTiles + 1) / 2;
+  // with AVX-512 at 79 % of what it reads without work, and four tiles side by side at 59 %. More
+  // rows keep the core busy, and share a tile's activations among tiles.
+  constexpr int kT = kR == 1                  ? S::kMxOneRowTiles
+                     : kR <= S::kMxDirect / 2 ? S::kMxTiles
+                                              : (S::kMxTiles + 1) / 2;
   int32_t t = 0;
   for (; t + kT <= a.tiles; t += kT) direct_tiles<S, kR, kT>(a, w, row, t);
   for (; t < a.tiles; ++t) direct_tiles<S, kR, 1>(a, w, row, t);

@@ -12,6 +12,7 @@ struct Neon : simd::SimdNeon<Neon> {
 
   // MXFP4: a block's eight products of at most 12 * 127 fit into 16 bits.
   static constexpr int kMxRows = 2;
+  static constexpr int kMxOneRowTiles = 1;
   static constexpr int kMxDirect = 2;
   static constexpr int kMxAhead = 0;
   struct Sum {

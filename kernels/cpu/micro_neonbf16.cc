@@ -21,6 +21,7 @@ struct Neon : simd::SimdNeon<Neon> {
 
   // MXFP4
   static constexpr int kMxRows = 3;
+  static constexpr int kMxOneRowTiles = 1;
   static constexpr int kMxDirect = 4;
   static constexpr int kMxAhead = 0;
   struct Sum {

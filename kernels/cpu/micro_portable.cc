@@ -43,6 +43,7 @@ struct Portable {
   static constexpr bool kMxUnsigned = false;
   static constexpr int kMxRows = 2;
   static constexpr int kMxTiles = 1;
+  static constexpr int kMxOneRowTiles = 1;
   static constexpr int kMxDirect = 1;
   static constexpr int kMxAhead = 0;
   struct Sum {
