@@ -12,7 +12,8 @@
 //  rounds
 //    them inside an operation is its own business ("ref" never does, "avx512bf16" and "neonbf16"
 //    round the inputs of linear layers and the latents to BF16; every set but ref rounds the inputs
-//    of MXFP4 layers to INT8 with a scale for each 32).
+//    of MXFP4 layers to INT8 with a scale for each 32; "avx2" takes inputs of FP8 layers below
+//    2^-61 for zero and those of 2^64 and more for infinite).
 //  * Batch invariance. Every output row depends on its own inputs only, and its bits are the same
 //    whatever other rows are in the call, wherever the row stands, and however many threads work.
 //    Masked keys, padding and other rows contribute nothing, not even a changed sign of zero.

@@ -68,9 +68,22 @@ const Peak* peak_of(std::string_view kernels) {
   return peak_portable();
 }
 
-// Whether the set multiplies MXFP4 weights with the dot products that int8_ops_per_second measures.
+// The INT8 dot products that the set multiplies MXFP4 weights with; for the other sets the
+// machine's best, which they do not use. Null where there are none.
+double (*int8_peak_of([[maybe_unused]] std::string_view kernels))(int64_t) {
+#if defined(__x86_64__)
+  if (kernels != "avx2" && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    return int8_peak_avx512vnni;
+  }
+  if (__builtin_cpu_supports("avx2")) return int8_peak_avx2;
+#elif defined(__aarch64__)
+  if (arm_features().dot) return int8_peak_neondot;
+#endif
+  return nullptr;
+}
 bool has_int8_dot(std::string_view kernels) {
-  return kernels == "avx512bf16" || kernels == "neonbf16";
+  return kernels == "avx512bf16" || kernels == "avx2" || kernels == "neonbf16";
 }
 
 }  // namespace
@@ -147,17 +160,9 @@ MachineLimits MachineProbe::measure() {
   Job& job = impl_->job;
   limits.dot = job.peak->dot_name;
   limits.dot_flops_per_second = Impl::median_of([&] { return dot_pass(); });
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
-    limits.int8_ops_per_second =
-        Impl::median_of([&] { return impl_->dot_rate(int8_peak_avx512vnni); });
+  if (auto* int8_peak = int8_peak_of(impl_->kernels)) {
+    limits.int8_ops_per_second = Impl::median_of([&] { return impl_->dot_rate(int8_peak); });
   }
-#elif defined(__aarch64__)
-  if (arm_features().dot) {
-    limits.int8_ops_per_second =
-        Impl::median_of([&] { return impl_->dot_rate(int8_peak_neondot); });
-  }
-#endif
   const bool int8 = limits.int8_ops_per_second > 0 && has_int8_dot(impl_->kernels);
   limits.four_bit_ops_per_second = int8 ? limits.int8_ops_per_second : limits.dot_flops_per_second;
   int best = 1;

@@ -31,11 +31,15 @@ int32_t block_k(const Matrix& w) {
 
 size_t padded(int64_t k) { return static_cast<size_t>(k + 32); }
 
+// What packed_stride() adds to a row's bytes at most, INT8's padded block included.
+constexpr size_t kRowPadding = 3 * kCacheLine;
+
 // Room for one input as every type that one set uses: float32, raised float32 or BF16, and INT8
 // with its scales (10 bits and padding).
 size_t packed_size(const Limits& l) {
-  return static_cast<size_t>(l.rows) * padded(std::max(l.linear_k, l.hidden)) *
-         (sizeof(float) + sizeof(float) + sizeof(uint16_t));
+  const auto k = static_cast<size_t>(std::max(l.linear_k, l.hidden));
+  return static_cast<size_t>(l.rows) *
+         (k * (sizeof(float) + sizeof(float) + sizeof(uint16_t)) + 3 * kRowPadding);
 }
 
 }  // namespace
@@ -138,7 +142,7 @@ void CpuDevice::for_each_buffer(Self& self, const Limits& l, Visit visit) {
   visit(self.packed_rows_, rows * 4);
   // The padding of every slot's row comes on top of the widths.
   visit(self.ffn_activations_,
-        (rows * static_cast<size_t>(l.ffn_slot_width) + cells * 32) * sizeof(float));
+        rows * static_cast<size_t>(l.ffn_slot_width) * sizeof(float) + cells * kRowPadding);
   for (auto& inputs : self.ffn_inputs_) visit(inputs, cells);
   visit(self.ffn_hidden_, cells);
   visit(self.ffn_cell_, cells);

@@ -126,6 +126,12 @@ inline size_t packed_offset(Activation type, int32_t i) {
 inline size_t packed_bytes(Activation type, int32_t k) {
   return packed_offset(type, packed_values(type, k));
 }
+// Bytes from one packed row to the next. At a multiple of 1 KiB the rows of one pass would share so
+// few sets of L1 that they evict each other (six rows of 2,048 float32: 0.94 of this speed).
+inline size_t packed_stride(Activation type, int32_t k) {
+  const size_t bytes = (packed_bytes(type, k) + kCacheLine - 1) / kCacheLine * kCacheLine;
+  return bytes % 1024 == 0 ? bytes + kCacheLine : bytes;
+}
 TiledWeights tiled(const Matrix& w);
 const uint8_t* tile_data(const Matrix& w, int32_t tile);
 // Are the matrix's tiles long enough that telling gemm what comes next (GemmArgs::next) pays?

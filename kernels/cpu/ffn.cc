@@ -226,7 +226,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   std::byte* end = packed_.get();
   for (const Activation type : kTypes) {
     const auto t = static_cast<size_t>(type);
-    row_bytes[t] = packed_bytes(type, k);
+    row_bytes[t] = packed_stride(type, k);
     packed[t] = end;
     if (wanted[t]) end += static_cast<size_t>(args.rows) * row_bytes[t];
   }
@@ -254,7 +254,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     const FfnGroup& group = args.groups[i];
     const int32_t width = group.weights->gate.n;
     const Activation down = activation_for(*micro_, group.weights->down);
-    const size_t hidden_bytes = (packed_bytes(down, width) + 63) / 64 * 64;
+    const size_t hidden_bytes = packed_stride(down, width);
     ffn_first_cell_[i] = cell;
     ffn_first_task_[i] = task;
     for (int32_t j = 0; j < group.count; ++j, ++cell, hidden += hidden_bytes) {

@@ -66,7 +66,7 @@ size_t LinearJob::find_input(const LinearArgs& a, Activation type) {
     }
   }
   const bool as_is = type == Activation::kF32 && a.w.k % 2 == 0;
-  const size_t bytes = as_is ? 0 : static_cast<size_t>(a.rows) * packed_bytes(type, a.w.k);
+  const size_t bytes = as_is ? 0 : static_cast<size_t>(a.rows) * packed_stride(type, a.w.k);
   const auto rows = static_cast<size_t>(a.rows);
   if (rows_used + rows > device->packed_rows_count_ || bytes_used + bytes > device->packed_bytes_) {
     return kNone;
@@ -80,7 +80,7 @@ size_t LinearJob::find_input(const LinearArgs& a, Activation type) {
            as_is ? nullptr : device->packed_.get() + bytes_used};
   inputs[input_count++] = in;
   rows_used += rows;
-  bytes_used += (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+  bytes_used += bytes;
   return in.first_row;
 }
 
@@ -110,7 +110,7 @@ bool LinearJob::add(const LinearArgs& a) {
 }
 
 void LinearJob::pack_rows(const Input& in, int32_t begin, int32_t end) const {
-  const size_t row_bytes = packed_bytes(in.type, in.k);
+  const size_t row_bytes = packed_stride(in.type, in.k);
   for (int32_t r = begin; r < end; ++r) {
     const float* x = in.x + r * in.stride;
     const void** row = device->packed_rows_.get() + in.first_row + static_cast<size_t>(r);

@@ -19,10 +19,10 @@ struct Avx2 {
   // MXFP4: four pairs of products of at most 24 * 127 each fit into 16 bits.
   using B = __m256i;
   static constexpr bool kMxUnsigned = true;
-  static constexpr int kMxRows = 2;
+  static constexpr int kMxRows = 4;
   static constexpr int kMxTiles = 1;
   static constexpr int kMxOneRowTiles = 2;
-  static constexpr int kMxDirect = 2;
+  static constexpr int kMxDirect = 6;
   static constexpr int kMxAhead = 2176;  // two groups of blocks
   struct Sum {
     __m256i sum, part;

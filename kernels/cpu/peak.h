@@ -24,7 +24,9 @@ const Peak* peak_avx512bf16();
 const Peak* peak_neon();
 const Peak* peak_neonbf16();
 
-// INT8 dot products: vpdpbusd, for machines that have AVX-512 VNNI; SDOT, for aarch64 with it.
+// INT8 dot products: of AVX2's instructions, vpmaddubsw and what else four of them take; vpdpbusd,
+// for machines that have AVX-512 VNNI; SDOT, for aarch64 with it.
+double int8_peak_avx2(int64_t rounds);
 double int8_peak_avx512vnni(int64_t rounds);
 double int8_peak_neondot(int64_t rounds);
 

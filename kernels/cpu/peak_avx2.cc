@@ -18,6 +18,26 @@ struct Products {
   static V add(V sum, In a) { return _mm256_fmadd_ps(a, a, sum); }
 };
 
+// Four products of 32 bytes, summed in 16 bits, and their sum in 32.
+struct ByteProducts {
+  using V = __m256i;
+  using In = __m256i;
+  static constexpr double kOperations = 4 * 2 * 32;
+  static In in() {
+    volatile int source = 1;
+    return _mm256_set1_epi8(static_cast<char>(source));
+  }
+  static V add(V sum, In a) {
+    __m256i part = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      asm volatile("" : "+x"(a));  // it is the same product each time
+      part = _mm256_add_epi16(part, _mm256_maddubs_epi16(a, a));
+    }
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+  }
+};
+
 struct Words {
   using V __attribute__((vector_size(32))) = uint64_t;
 };
@@ -27,5 +47,6 @@ constexpr Peak kPeak = {"f32", peak::chains<Products>, peak::read<Words>};
 }  // namespace
 
 const Peak* peak_avx2() { return &kPeak; }
+double int8_peak_avx2(int64_t rounds) { return peak::chains<ByteProducts>(rounds); }
 
 }  // namespace dsv3::kernels

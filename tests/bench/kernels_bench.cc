@@ -68,11 +68,18 @@ class Weights {
     data_ = device->alloc(bytes);
     if (!data_) std::abort();
     auto* p = reinterpret_cast<uint64_t*>(data_.get());
-    // Of MXFP4 scales of at most 2^-8.
-    const uint64_t mask = mx                           ? 0x7777777777777777u
+    const uint64_t mask = mx                           ? ~uint64_t{0}
                           : dtype == k::DType::kF8E4M3 ? 0xb7b7b7b7b7b7b7b7u
                                                        : 0xbf7fbf7fbf7fbf7fu;
     for (size_t i = 0; i < bytes / 8; ++i) p[i] = random_bits() & mask;
+    if (mx) {  // scales of 2^-8: random ones would be subnormal numbers, which take their time
+      for (int64_t row = 0; row < n; row += k::kTileN) {
+        for (int64_t column = 0; column < inner; column += 4 * k::kMxBlock) {
+          auto* at = reinterpret_cast<std::byte*>(data_.get());
+          std::memset(at + k::mx_place(row, column, inner).scale, 119, 64);
+        }
+      }
+    }
     const size_t scales = static_cast<size_t>((n + 127) / 128 * ((inner + 127) / 128));
     scales_ = device->alloc(scales * sizeof(float));
     for (size_t i = 0; i < scales; ++i) reinterpret_cast<float*>(scales_.get())[i] = 0.01f;

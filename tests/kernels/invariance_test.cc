@@ -55,6 +55,36 @@ TEST_CASE("linear: a row alone and in batches of 1 to 67 rows") {
   }
 }
 
+// Far from 1, where a set that moves weights and activations to other powers of two might lose bits
+// in one of its loops and not in another.
+TEST_CASE("linear: activations of every size, alone and among others") {
+  Random random(32);
+  const int32_t rows = 40, inner = 386, n = 48;
+  for (const k::DType dtype : kTypes) {
+    const TestMatrix w = random_matrix(random, {dtype, n, inner, 32, 64});
+    auto x = random.vector(static_cast<size_t>(rows * inner));
+    for (size_t i = 0; i < x.size(); ++i) {
+      // A row's values lie between 2^-100 and 2^-40, 2^-70 and 2^-10, 2^-40 and 2^20 or -10 and 50.
+      const int least = -100 + 30 * static_cast<int>(i / static_cast<size_t>(inner) % 4);
+      x[i] = std::ldexp(x[i], least + static_cast<int>(i * 37 % 61));
+    }
+    for (const std::string& set : k::kernel_sets()) {
+      auto d = device(set, 2);
+      REQUIRE(d->reserve(small_limits(rows, inner, n)).ok());
+      std::vector<float> alone;
+      for (int32_t r = 0; r < rows; ++r) {
+        const auto y = multiply(*d, w.m, &x[static_cast<size_t>(r * inner)], 1);
+        alone.insert(alone.end(), y.begin(), y.end());
+      }
+      for (const int32_t count : {3, 10, 11, 40}) {
+        const auto y = multiply(*d, w.m, x.data(), count);
+        CHECK_MESSAGE(same_bits(y.data(), alone.data(), y.size()), set, " ", k::dtype_name(dtype),
+                      " rows=", count);
+      }
+    }
+  }
+}
+
 TEST_CASE("linear: 1, 2 and 5 threads, layers large enough to be shared out") {
   Random random(31);
   for (const k::DType dtype : kTypes) {

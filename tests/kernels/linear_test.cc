@@ -152,6 +152,32 @@ TEST_CASE("linear: tiny and huge scales") {
   }
 }
 
+TEST_CASE("linear: small and large activations") {
+  Random random(7);
+  for (const k::DType dtype : {k::DType::kBF16, k::DType::kF8E4M3}) {
+    for (const int exponent : {-40, -20, 20, 60}) {
+      for (const int32_t rows : {1, 20}) {
+        Case c;
+        c.spec.dtype = dtype;
+        c.spec.n = 40;
+        c.spec.k = 300;
+        c.rows = rows;
+        const TestMatrix w = random_matrix(random, c.spec);
+        auto x = random.bf16_vector(static_cast<size_t>(rows) * 300);
+        for (float& v : x) v = std::ldexp(v, exponent);
+        const std::vector<float> y0(static_cast<size_t>(rows) * 40);
+        auto want = run(*device("ref"), c, w, x, y0);
+        for (float& v : want) v = std::ldexp(v, -exponent);
+        for (const std::string& set : fast_sets()) {
+          auto got = run(*device(set), c, w, x, y0);
+          for (float& v : got) v = std::ldexp(v, -exponent);
+          check_close(got.data(), want.data(), got.size(), 3e-5, describe(set, c));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("linear: every E4M3 code is exact, alone and in a panel") {
   // Row r of the weights holds code r everywhere on the diagonal positions: y = value of the code.
   std::vector<uint32_t> codes;
