@@ -48,7 +48,8 @@ TEST_CASE("linear: a row alone and in batches of 1 to 67 rows") {
             same = same && same_bits(&y[static_cast<size_t>(r) * 83],
                                      alone[static_cast<size_t>(first + r)].data(), 83);
           }
-          CHECK_MESSAGE(same, set, " ", k::dtype_name(dtype), " k=", inner, " rows=", rows);
+          CHECK_MESSAGE(same, set, " ", std::string(k::dtype_name(dtype)), " k=", inner,
+                        " rows=", rows);
         }
       }
     }
@@ -64,9 +65,12 @@ TEST_CASE("linear: activations of every size, alone and among others") {
     const TestMatrix w = random_matrix(random, {dtype, n, inner, 32, 64});
     auto x = random.vector(static_cast<size_t>(rows * inner));
     for (size_t i = 0; i < x.size(); ++i) {
-      // A row's values lie between 2^-100 and 2^-40, 2^-70 and 2^-10, 2^-40 and 2^20 or -10 and 50.
-      const int least = -100 + 30 * static_cast<int>(i / static_cast<size_t>(inner) % 4);
-      x[i] = std::ldexp(x[i], least + static_cast<int>(i * 37 % 61));
+      // A row's values lie between 2^-100 and 2^-40, 2^-70 and 2^-10, 2^-40 and 2^20, 2^-10 and
+      // 2^50 or, all of them tiny, 2^-95 and 2^-75.
+      const int row_kind = static_cast<int>(i / static_cast<size_t>(inner) % 5);
+      const int least = row_kind == 4 ? -95 : -100 + 30 * row_kind;
+      const int span = row_kind == 4 ? 21 : 61;
+      x[i] = std::ldexp(x[i], least + static_cast<int>(i * 37 % 61) % span);
     }
     for (const std::string& set : k::kernel_sets()) {
       auto d = device(set, 2);
@@ -78,8 +82,8 @@ TEST_CASE("linear: activations of every size, alone and among others") {
       }
       for (const int32_t count : {3, 10, 11, 40}) {
         const auto y = multiply(*d, w.m, x.data(), count);
-        CHECK_MESSAGE(same_bits(y.data(), alone.data(), y.size()), set, " ", k::dtype_name(dtype),
-                      " rows=", count);
+        CHECK_MESSAGE(same_bits(y.data(), alone.data(), y.size()), set, " ",
+                      std::string(k::dtype_name(dtype)), " rows=", count);
       }
     }
   }
@@ -99,8 +103,8 @@ TEST_CASE("linear: 1, 2 and 5 threads, layers large enough to be shared out") {
           REQUIRE(d->reserve(small_limits(rows, 1026, 1000)).ok());
           const auto y = multiply(*d, w.m, x.data(), rows);
           if (want.empty()) want = y;
-          CHECK_MESSAGE(same_bits(y.data(), want.data(), y.size()), set, " ", k::dtype_name(dtype),
-                        " rows=", rows, " threads=", threads);
+          CHECK_MESSAGE(same_bits(y.data(), want.data(), y.size()), set, " ",
+                        std::string(k::dtype_name(dtype)), " rows=", rows, " threads=", threads);
         }
       }
     }
