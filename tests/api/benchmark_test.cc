@@ -2,6 +2,7 @@
 // anything is cannot fail here.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -159,13 +160,15 @@ TEST_CASE("operations of four-bit weights stand beside what multiplies them") {
       machine["int8_ops_per_second"].get<double>() / machine["dot_flops_per_second"].get<double>();
   const double limit = prefill["limit_seconds"];
   CAPTURE(prefill.dump());
-  // Three fifths of the two layers' operations are of four-bit weights.
-  if (int8) {
-    CHECK(limit < 0.9 * all_dot);
-    CHECK(limit > all_dot / gain);
-  } else {
+  if (!int8) {
     CHECK(limit > 0.9 * all_dot);
+    return;
   }
+  // Three fifths of the two layers' operations are of four-bit weights. How much those gain was
+  // measured beside the limit: a busy machine changes both.
+  const auto with_share = [&](double share) { return all_dot * (1 - share + share / gain); };
+  CHECK(limit > 0.99 * std::min(with_share(0.5), with_share(0.7)));
+  CHECK(limit < 1.01 * std::max(with_share(0.5), with_share(0.7)));
 }
 
 TEST_CASE("refused, named, and nothing written") {
