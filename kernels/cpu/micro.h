@@ -4,8 +4,8 @@
 //
 // The files that implement it are compiled for their instruction set alone. So that no function
 // compiled for AVX-512 can be picked by the linker for a machine without it, they include nothing
-// but this header and micro_simd.h, whose functions are all templates over a type local to the
-// file.
+// but this header and the other micro_*.h, whose functions are all templates over a type local to
+// the file.
 #pragma once
 
 #include <cstddef>

@@ -244,8 +244,7 @@ template <class S, WeightType kType, int kR, int kT>
   for (int t = 0; t < kT; ++t) finish<S, kType>(a, tile + t, row, kR);
 }
 
-// All tiles for rows [row, row + kR), kT at a time: eight sums or more, for an addition takes four
-// cycles and two of them are begun in each.
+// All tiles for rows [row, row + kR), kT at a time.
 template <class S, WeightType kType, int kR, int kT>
 inline void few_tiles(const GemmArgs& a, int32_t row) {
   int32_t t = 0;
@@ -258,39 +257,40 @@ inline void few_tiles(const GemmArgs& a, int32_t row) {
   }
 }
 
-// Calls use(first row, rows) for groups of rows that differ by one at most.
-template <class Use>
-inline void for_groups(int32_t rows, int32_t most, Use use) {
-  const int32_t groups = (rows + most - 1) / most;
+template <int kCount>
+struct Count {
+  static constexpr int kValue = kCount;
+};
+// Calls use(first row, Count of rows) for groups of at most kMost rows that differ by one at most.
+template <int kMost, class Use>
+inline void use_count(int32_t row, int32_t count, Use use) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return use_count<kMost - 1>(row, count, use);
+  }
+  use(row, Count<kMost>{});
+}
+template <int kMost, class Use>
+inline void for_groups(int32_t rows, Use use) {
+  const int32_t groups = (rows + kMost - 1) / kMost;
   for (int32_t g = 0, row = 0; g < groups; ++g) {
     const int32_t count = (rows - row + groups - g - 1) / (groups - g);
-    use(row, count);
+    use_count<kMost>(row, count, use);
     row += count;
   }
 }
+// Tiles that so many rows take side by side: eight sums are wanted, for an addition takes four
+// cycles and two of them are begun in each, but with more no registers are left for weights.
+constexpr int tiles_at_once(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 // Rows that take their weights from one pass: of FP8's, which are widened meanwhile, and others.
-inline constexpr int32_t kFp8RowsAtOnce = 5;
-inline constexpr int32_t kRowsAtOnce = 6;
+inline constexpr int kFp8RowsAtOnce = 5;
+inline constexpr int kRowsAtOnce = 6;
 
 template <class S, WeightType kType>
 inline void few(const GemmArgs& a) {
-  constexpr bool kF8 = kType == WeightType::kF8E4M3;
-  for_groups(a.rows, kF8 ? kFp8RowsAtOnce : kRowsAtOnce, [&](int32_t row, int32_t rows) {
-    switch (rows) {
-      case 1:
-        return few_tiles<S, kType, 1, 4>(a, row);
-      case 2:
-        return few_tiles<S, kType, 2, 2>(a, row);
-      case 3:
-        return few_tiles<S, kType, 3, 1>(a, row);
-      case 4:
-        return few_tiles<S, kType, 4, 1>(a, row);
-      case 5:
-        return few_tiles<S, kType, 5, 1>(a, row);
-      default:
-        if constexpr (!kF8) few_tiles<S, kType, 6, 1>(a, row);
-    }
+  constexpr int kMost = kType == WeightType::kF8E4M3 ? kFp8RowsAtOnce : kRowsAtOnce;
+  for_groups<kMost>(a.rows, [&](int32_t row, auto rows) {
+    few_tiles<S, kType, rows.kValue, tiles_at_once(rows.kValue)>(a, row);
   });
 }
 
@@ -378,24 +378,8 @@ inline void many(const GemmArgs& a) {
       widen_block<S>(w, pairs, kWeightUnit, next != nullptr ? next - w : 0, block);
       __m256 scale[2];
       load_scales<S>(a.w, a.tile + t, 2 * begin, scale);
-      for_groups(a.rows, kRowsAtOnce, [&](int32_t row, int32_t rows) {
-        const auto run = [&](auto block_rows_of) {
-          block_rows_of(a, block, 2 * pairs, 2 * begin, kSumUnit, scale, t, row);
-        };
-        switch (rows) {
-          case 1:
-            return run(block_rows<S, 1>);
-          case 2:
-            return run(block_rows<S, 2>);
-          case 3:
-            return run(block_rows<S, 3>);
-          case 4:
-            return run(block_rows<S, 4>);
-          case 5:
-            return run(block_rows<S, 5>);
-          default:
-            return run(block_rows<S, 6>);
-        }
+      for_groups<kRowsAtOnce>(a.rows, [&](int32_t row, auto rows) {
+        block_rows<S, rows.kValue>(a, block, 2 * pairs, 2 * begin, kSumUnit, scale, t, row);
       });
     }
   }
@@ -514,21 +498,8 @@ inline void panel_rows(const PanelArgs& a, int32_t row) {
 
 template <class S>
 void panel(const PanelArgs& a) {
-  for_groups(a.rows, kRowsAtOnce, [&](int32_t row, int32_t rows) {
-    switch (rows) {
-      case 1:
-        return panel_rows<S, 1, 4>(a, row);
-      case 2:
-        return panel_rows<S, 2, 2>(a, row);
-      case 3:
-        return panel_rows<S, 3, 1>(a, row);
-      case 4:
-        return panel_rows<S, 4, 1>(a, row);
-      case 5:
-        return panel_rows<S, 5, 1>(a, row);
-      default:
-        return panel_rows<S, 6, 1>(a, row);
-    }
+  for_groups<kRowsAtOnce>(a.rows, [&](int32_t row, auto rows) {
+    panel_rows<S, rows.kValue, tiles_at_once(rows.kValue)>(a, row);
   });
 }
 

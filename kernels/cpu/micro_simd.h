@@ -1,12 +1,13 @@
-// Micro-kernels written once over a small vector type, for every instruction set: all of portable
-// and avx2, and the float32 parts of avx512bf16. Everything is a template over S, a struct in an
-// anonymous namespace of the file that includes this, so that nothing compiled here for one
-// instruction set can be linked into another's code path (see micro.h).
+// Micro-kernels written once over a small vector type, for every instruction set: all of portable,
+// and what avx2 (micro_columns256.h) and the BF16 sets do not do in their own way. Everything is a
+// template over S, a struct in an anonymous namespace of the file that includes this, so that
+// nothing compiled here for one instruction set can be linked into another's code path (see
+// micro.h).
 //
 // S offers: V (a vector of kLanes floats, GCC/Clang vector extension), I (the same of int32_t),
-// kLanes, kRows (rows of a dot product that fit into the registers), kTiles (tiles one row is
-// multiplied with at a time), fma(a, b, c), bf16(p)/f16(p) (kLanes weights widened), f8(p, w) (32
-// weights widened and divided by kF8Unit), store_native(p, index, v).
+// kLanes, fma(a, b, c), store_native(p, index, v). For gemm and panel also: kRows (rows of a dot
+// product that fit into the registers), kTiles (tiles one row is multiplied with at a time),
+// bf16(p)/f16(p) (kLanes weights widened), f8(p, w) (32 weights widened and divided by kF8Unit).
 #pragma once
 
 #include "kernels/cpu/micro.h"
