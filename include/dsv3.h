@@ -272,8 +272,9 @@ typedef struct dsv3_context_options {
   /* Compute threads; 0 (default): the CPUs this process may use. Fewer work while other programs
    * leave too few CPUs for them. */
   int32_t threads;
-  /* Kernel set: "ref", "portable", "avx2", "avx512", "avx512bf16", "neon", "neonbf16"; NULL (default):
-   * the environment variable DSV3_KERNELS, else the best this machine runs. */
+  /* Kernel set: "ref", "portable", "avx2", "avx2i16", "avx512", "avx512bf16", "neon", "neonbf16"; NULL
+   * (default): the environment variable DSV3_KERNELS, else the best this machine runs: without AVX-512
+   * "avx2i16" where the process may use four CPUs or more, else "avx2". */
   const char *kernels;
   /* Hard budget of the latent cache; 0 (default): enough for four sequences of
    * max_position_embeddings, at most a quarter of the memory. When it is spent, these give way, in this

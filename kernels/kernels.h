@@ -10,10 +10,12 @@
 //    calls.
 //  * Activations are float32, row-major, with a row stride in elements. How an implementation
 //  rounds
-//    them inside an operation is its own business ("ref" never does, "avx512bf16" and "neonbf16"
+//    them inside an operation is its own business. "ref" never does; "avx512bf16" and "neonbf16"
 //    round the inputs of linear layers and the latents to BF16; every set but ref rounds the inputs
-//    of MXFP4 layers to INT8 with a scale for each 32; "avx2" takes inputs of FP8 layers below
-//    2^-61 for zero and those of 2^64 and more for infinite).
+//    of MXFP4 layers to INT8 with a scale for each 32. "avx2" takes inputs of FP8 layers below
+//    2^-61 for zero and those of 2^64 and more for infinite; "avx2i16" rounds them to 13 bits with
+//    a scale for each 64 (all of them below 2^-100 are zero), and such weights by 1/32 of their
+//    block's scale at most.
 //  * Batch invariance. Every output row depends on its own inputs only, and its bits are the same
 //    whatever other rows are in the call, wherever the row stands, and however many threads work.
 //    Masked keys, padding and other rows contribute nothing, not even a changed sign of zero.
@@ -295,7 +297,7 @@ struct Limits {
 class Device {
  public:
   virtual ~Device() = default;
-  virtual const char* name() const = 0;  // "ref", "portable", "avx2", "avx512bf16", ...
+  virtual const char* name() const = 0;  // "ref", "portable", "avx2", "avx2i16", "avx512bf16", ...
   virtual int threads() const = 0;
 
   // Memory. alloc returns null when there is none; memory is 4 KiB-aligned and zeroed.

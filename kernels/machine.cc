@@ -61,6 +61,7 @@ const Peak* peak_of(std::string_view kernels) {
   if (kernels == "avx512bf16") return peak_avx512bf16();
   if (kernels == "avx512") return peak_avx512();
   if (kernels == "avx2") return peak_avx2();
+  if (kernels == "avx2i16") return peak_avx2i16();
 #elif defined(__aarch64__)
   if (kernels == "neonbf16") return peak_neonbf16();
   if (kernels == "neon") return peak_neon();
@@ -72,7 +73,7 @@ const Peak* peak_of(std::string_view kernels) {
 // machine's best, which they do not use. Null where there are none.
 double (*int8_peak_of([[maybe_unused]] std::string_view kernels))(int64_t) {
 #if defined(__x86_64__)
-  if (kernels != "avx2" && __builtin_cpu_supports("avx512f") &&
+  if (!kernels.starts_with("avx2") && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512vnni")) {
     return int8_peak_avx512vnni;
   }
@@ -83,7 +84,7 @@ double (*int8_peak_of([[maybe_unused]] std::string_view kernels))(int64_t) {
   return nullptr;
 }
 bool has_int8_dot(std::string_view kernels) {
-  return kernels == "avx512bf16" || kernels == "avx2" || kernels == "neonbf16";
+  return kernels == "avx512bf16" || kernels.starts_with("avx2") || kernels == "neonbf16";
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ void ContextOptions::add_compute_to(CLI::App& app) {
       ->capture_default_str()
       ->group(kModelGroup);
   app.add_option("--kernels", kernels,
-                 "kernel set: ref, portable, avx2, avx512, avx512bf16, neon, neonbf16; "
+                 "kernel set: ref, portable, avx2, avx2i16, avx512, avx512bf16, neon, neonbf16; "
                  "default: the best this machine runs")
       ->group(kModelGroup);
   app.add_flag("--pin", pin, "pin compute threads to CPUs")->group(kModelGroup);

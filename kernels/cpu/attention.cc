@@ -76,6 +76,11 @@ void AttentionJob::multiply(std::span<const Matrix> heads, int32_t head, Attenti
   }
 }
 
+void AttentionJob::pack_input(const Matrix& w, const float* x, std::byte* input) const {
+  const Activation type = activation_for(*device->micro_, w);
+  device->micro_->pack(type, x, w.k, packed_values(type, w.k), input);
+}
+
 template <class RowOf, class QueryOf>
 void AttentionJob::absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf query_of,
                           AttentionScratch& s, int worker) const {
@@ -87,7 +92,7 @@ void AttentionJob::absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf quer
   for (int32_t r = 0; r < rows; ++r) {
     const float* q = args->q.get() + (row_of(r) * shape.heads + head) * shape.qk_head_dim();
     std::byte* input = s.inputs + static_cast<size_t>(r) * s.input_bytes;
-    micro.pack(micro.activation[static_cast<size_t>(w.dtype)], q, w.k, even(w.k), input);
+    pack_input(w, q, input);
     s.input_rows[r] = input;
     micro.pack(micro.native, q + shape.qk_nope_head_dim, shape.qk_rope_head_dim, rope_padded,
                query_of(r) + static_cast<size_t>(shape.kv_lora_rank) * size);
@@ -184,12 +189,11 @@ void AttentionJob::join(AttentionScratch& s, int32_t query, const float* part, f
 }
 
 void AttentionJob::normalise(int32_t head, int32_t q, AttentionScratch& s, std::byte* input) const {
-  const Micro& micro = *device->micro_;
   const Matrix& w = args->w_uv[static_cast<size_t>(head)];
   float* total = s.total + q * s.value_columns;
   const float norm = s.total_sum[q] == 0 ? 0.0f : 1.0f / s.total_sum[q];
   for (int32_t i = 0; i < args->shape.kv_lora_rank; ++i) total[i] *= norm;
-  micro.pack(micro.activation[static_cast<size_t>(w.dtype)], total, w.k, even(w.k), input);
+  pack_input(w, total, input);
 }
 
 template <class RowOf>

@@ -88,6 +88,7 @@ struct AttentionJob {
             bool only) const;
   // queries = (W_UK q_nope, q_rope) of a head and `rows` rows, rounded. row_of(r) is a row of the
   // batch, query_of(r) where its query goes.
+  void pack_input(const Matrix& w, const float* x, std::byte* input) const;
   template <class RowOf, class QueryOf>
   void absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf query_of, AttentionScratch& s,
               int worker) const;

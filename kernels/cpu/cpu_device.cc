@@ -31,11 +31,11 @@ int32_t block_k(const Matrix& w) {
 
 size_t padded(int64_t k) { return static_cast<size_t>(k + 32); }
 
-// What packed_stride() adds to a row's bytes at most, INT8's padded block included.
-constexpr size_t kRowPadding = 3 * kCacheLine;
+// What packed_stride() adds to a row's bytes at most, INT16's padded block included.
+constexpr size_t kRowPadding = 5 * kCacheLine;
 
-// Room for one input as every type that one set uses: float32, raised float32 or BF16, and INT8
-// with its scales (10 bits and padding).
+// Room for one input as every type that one set uses: float32; raised float32, BF16 or INT16 with
+// its scales (17 bits and padding); and INT8 with its own (10 bits).
 size_t packed_size(const Limits& l) {
   const auto k = static_cast<size_t>(std::max(l.linear_k, l.hidden));
   return static_cast<size_t>(l.rows) *
@@ -56,6 +56,10 @@ TiledWeights tiled(const Matrix& w) {
   t.scale_k = w.scale_k;
   t.scale_columns = (w.k + w.scale_k - 1) / w.scale_k;
   return t;
+}
+
+Activation activation_for(const Micro& micro, const Matrix& w) {
+  return micro.activation[static_cast<size_t>(w.dtype)];
 }
 
 const uint8_t* tile_data(const Matrix& w, int32_t tile) {

@@ -113,14 +113,20 @@ inline constexpr int kPanelRows = 192;
 
 inline int64_t tiles_of(int64_t n) { return (n + kTileN - 1) / kTileN; }
 inline int32_t even(int32_t k) { return (k + 1) & ~1; }
+// Values that are packed together.
+constexpr int32_t packed_block(Activation type) {
+  return type == Activation::kI8 ? kMxBlock : type == Activation::kI16 ? kFixedBlock : 2;
+}
 // A row of k activations, packed: how many values it has with its padding, its bytes, and where
-// value i (a multiple of kMxBlock for kI8) begins.
+// value i (a multiple of packed_block() for kI8 and kI16) begins.
 inline int32_t packed_values(Activation type, int32_t k) {
-  return type == Activation::kI8 ? (k + kMxBlock - 1) / kMxBlock * kMxBlock : even(k);
+  const int32_t block = packed_block(type);
+  return (k + block - 1) / block * block;
 }
 inline size_t packed_offset(Activation type, int32_t i) {
   const auto at = static_cast<size_t>(i);
   if (type == Activation::kI8) return at / kMxBlock * sizeof(I8Block);
+  if (type == Activation::kI16) return at / kFixedBlock * sizeof(I16Block);
   return at * (type == Activation::kBF16 ? sizeof(uint16_t) : sizeof(float));
 }
 inline size_t packed_bytes(Activation type, int32_t k) {
@@ -133,6 +139,8 @@ inline size_t packed_stride(Activation type, int32_t k) {
   return bytes % 1024 == 0 ? bytes + kCacheLine : bytes;
 }
 TiledWeights tiled(const Matrix& w);
+// What a set wants to multiply the matrix with.
+Activation activation_for(const Micro& micro, const Matrix& w);
 const uint8_t* tile_data(const Matrix& w, int32_t tile);
 // Are the matrix's tiles long enough that telling gemm what comes next (GemmArgs::next) pays?
 inline bool has_long_tiles(const Matrix& w) {

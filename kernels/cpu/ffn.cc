@@ -46,9 +46,6 @@ struct FfnJob {
 namespace {
 
 int32_t panels_of(int32_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
-Activation activation_for(const Micro& micro, const Matrix& w) {
-  return micro.activation[static_cast<size_t>(w.dtype)];
-}
 
 }  // namespace
 
@@ -205,7 +202,8 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   // Rounded rows of x, once for each type that some group's weights want.
   const int32_t k = args.hidden;
   constexpr Activation kTypes[kActivationTypes] = {Activation::kF32, Activation::kBF16,
-                                                   Activation::kI8, Activation::kRaisedF32};
+                                                   Activation::kI8, Activation::kRaisedF32,
+                                                   Activation::kI16};
   bool wanted[kActivationTypes] = {};
   // Tasks of phase 1 make whole blocks of what phase 2 reads.
   int32_t least_up_tiles = 1;
@@ -217,9 +215,8 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     wanted[static_cast<size_t>(activation_for(*micro_, group.weights->up))] = true;
     ns += 2 * gemm_ns(group.weights->gate, group.count) + gemm_ns(group.weights->down, group.count);
     width_tiles += tiles_of(group.weights->gate.n) * panels_of(group.count);
-    if (activation_for(*micro_, group.weights->down) == Activation::kI8) {
-      least_up_tiles = kMxBlock / kTileN;
-    }
+    const Activation down = activation_for(*micro_, group.weights->down);
+    least_up_tiles = std::max(least_up_tiles, packed_block(down) / kTileN);
   }
   size_t row_bytes[kActivationTypes];
   std::byte* packed[kActivationTypes];

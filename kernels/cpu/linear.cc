@@ -86,7 +86,7 @@ size_t LinearJob::find_input(const LinearArgs& a, Activation type) {
 
 bool LinearJob::add(const LinearArgs& a) {
   if (layer_count == kMaxLayers) return false;
-  const Activation type = device->micro_->activation[static_cast<size_t>(a.w.dtype)];
+  const Activation type = activation_for(*device->micro_, a.w);
   const size_t first_row = find_input(a, type);
   if (first_row == kNone) return false;
   Layer& layer = layers[layer_count++];

@@ -18,8 +18,8 @@ enum class WeightType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF8E4M3 = 3, kM
 inline constexpr int kWeightTypes = 5;
 // What the rows of activations are stored as when a kernel reads them.
 // kRaisedF32: float32 times a power of two, for weights that are widened to a fraction of theirs.
-enum class Activation : uint8_t { kF32 = 0, kBF16 = 1, kI8 = 2, kRaisedF32 = 3 };
-inline constexpr int kActivationTypes = 4;
+enum class Activation : uint8_t { kF32 = 0, kBF16 = 1, kI8 = 2, kRaisedF32 = 3, kI16 = 4 };
+inline constexpr int kActivationTypes = 5;
 
 // 32 activations as INT8, for MXFP4 weights: E2M1 values times two are small integers, so that the
 // sum of 32 products is exact.
@@ -29,6 +29,13 @@ struct I8Block {
   float scale;
   int32_t offset;  // -12 * sum of q: where weights are stored as 0..24, this makes up for it
   int8_t q[32];    // zeros beyond k
+};
+
+// 64 activations as INT16, for FP8 weights that are multiplied as integers.
+inline constexpr int kFixedBlock = 64;
+struct I16Block {
+  float scale;             // an activation is q * scale; NaN as in I8Block
+  int16_t q[kFixedBlock];  // zeros beyond k
 };
 
 // A matrix in tile layout [ceil(n/16)][ceil(k/2)][16][2], or kTileMx (kernels.h) for MXFP4.
@@ -58,7 +65,8 @@ struct GemmArgs {
   int32_t tile = 0;
   int32_t tiles = 0;  // 1..kGroupTiles
   int32_t rows = 0;
-  // [rows] pointers to k (rounded up to even, zero-padded) values, or ceil(k/32) I8Blocks
+  // [rows] pointers to k (rounded up to even, zero-padded) values, to ceil(k/32) I8Blocks or to
+  // ceil(k/64) I16Blocks
   const void* const* x = nullptr;
   float* out = nullptr;     // [rows][16 tiles], overwritten
   int64_t out_stride = 0;   // elements
@@ -94,7 +102,7 @@ struct Micro {
   Activation activation[kWeightTypes];
 
   // Packs k values for gemm or panel; pads with zeros up to `padded` values (kI8: a multiple of
-  // 32).
+  // 32; kI16: of 64).
   void (*pack)(Activation type, const float* x, int32_t k, int32_t padded, void* out);
   void (*gemm)(const GemmArgs& args);
   // The same with float32 activations for every weight type but MXFP4 (the router).
@@ -132,6 +140,7 @@ struct Micro {
 // Null where this build has no such set.
 const Micro* micro_portable();
 const Micro* micro_avx2();
+const Micro* micro_avx2i16();
 const Micro* micro_avx512();
 const Micro* micro_avx512bf16();
 const Micro* micro_neon();

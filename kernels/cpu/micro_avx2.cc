@@ -1,7 +1,9 @@
-// AVX2 with FMA and F16C: float32 arithmetic on widened weights; INT8 dot products on MXFP4.
+// AVX2 with FMA and F16C: float32 arithmetic on widened weights, INT8 dot products on MXFP4; and
+// the same with INT16 dot products on FP8.
 #include <immintrin.h>
 
 #include "kernels/cpu/micro_columns256.h"
+#include "kernels/cpu/micro_fixed256.h"
 #include "kernels/cpu/micro_mx.h"
 
 namespace dsv3::kernels {
@@ -64,35 +66,46 @@ void gemm(const GemmArgs& a) {
   columns::gemm<Avx2, true>(a);
 }
 
+void fixed_gemm(const GemmArgs& a) {
+  if (a.w.type == WeightType::kF8E4M3) return fixed::gemm<Avx2>(a);
+  gemm(a);
+}
+
 void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
   if (type == Activation::kI8) return mx::pack_i8<Avx2>(x, k, padded, out);
+  if (type == Activation::kI16) return fixed::pack<Avx2>(x, k, padded, out);
   auto* values = static_cast<float*>(out);
   if (type == Activation::kRaisedF32) return columns::pack_raised<Avx2>(x, k, padded, values);
   simd::pack_f32<Avx2>(x, k, padded, values);
 }
 
 constexpr Activation kF32 = Activation::kF32;
-constexpr Micro kMicro = {
-    "avx2",
-    kF32,
-    {kF32, kF32, kF32, Activation::kRaisedF32, Activation::kI8},
-    pack,
-    gemm,
-    columns::gemm<Avx2, false>,
-    columns::panel<Avx2>,
-    columns::values<Avx2>,
-    simd::softmax<Avx2>,
-    simd::merge<Avx2>,
-    simd::rms_norm<Avx2>,
-    simd::silu_mul<Avx2>,
-    simd::add<Avx2>,
-    simd::add_weighted<Avx2>,
-    simd::reduce<Avx2>,
-    simd::weigh<Avx2>,
-};
+constexpr Micro make(const char* name, Activation fp8, void (*multiply)(const GemmArgs&)) {
+  return {
+      name,
+      kF32,
+      {kF32, kF32, kF32, fp8, Activation::kI8},
+      pack,
+      multiply,
+      columns::gemm<Avx2, false>,
+      columns::panel<Avx2>,
+      columns::values<Avx2>,
+      simd::softmax<Avx2>,
+      simd::merge<Avx2>,
+      simd::rms_norm<Avx2>,
+      simd::silu_mul<Avx2>,
+      simd::add<Avx2>,
+      simd::add_weighted<Avx2>,
+      simd::reduce<Avx2>,
+      simd::weigh<Avx2>,
+  };
+}
+constexpr Micro kMicro = make("avx2", Activation::kRaisedF32, gemm);
+constexpr Micro kFixed = make("avx2i16", Activation::kI16, fixed_gemm);
 
 }  // namespace
 
 const Micro* micro_avx2() { return &kMicro; }
+const Micro* micro_avx2i16() { return &kFixed; }
 
 }  // namespace dsv3::kernels

@@ -8,7 +8,7 @@
 namespace dsv3::kernels {
 
 struct Peak {
-  const char* dot_name;  // "f32", "bf16"
+  const char* dot_name;  // "f32", "bf16", "int16"
   // Multiply-adds out of registers, in as many independent chains as hide their latency. Returns
   // the number of operations done (a multiply-add is two).
   double (*dot)(int64_t rounds);
@@ -19,6 +19,7 @@ struct Peak {
 
 const Peak* peak_portable();
 const Peak* peak_avx2();
+const Peak* peak_avx2i16();
 const Peak* peak_avx512();
 const Peak* peak_avx512bf16();
 const Peak* peak_neon();

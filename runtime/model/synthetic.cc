@@ -30,8 +30,8 @@ struct Masks {
 };
 Masks masks_of(DType type) {
   switch (type) {
-    case DType::kF8E4M3:  // exponents 4..7 of 0..15: 2^-3 .. 2
-      return {0x9f9f9f9f9f9f9f9fu, 0x2020202020202020u};
+    case DType::kF8E4M3:  // exponents 8, 10, 12 and 14 of 0..15: 2 to 240, as in trained blocks
+      return {0xb7b7b7b7b7b7b7b7u, 0x4040404040404040u};
     case DType::kBF16:  // exponents 2^-7 .. 2^-4 around 1/32
       return {0x81ff81ff81ff81ffu, 0x3c003c003c003c00u};
     case DType::kF16:
@@ -99,8 +99,8 @@ void fill_piece(const Piece& piece, uint64_t seed, uint8_t* data) {
     fill_mx_scales(part, piece.begin / tile, piece.end / tile, out);
   }
   if (piece.begin == 0 && part.scale_n > 0) {
-    // E4M3 magnitudes average near 1/2: this scale keeps a row of k of them at the input's size.
-    const float scale = 1.5f / std::sqrt(static_cast<float>(part.k));
+    // Their root mean square is 96: this scale keeps a row of k of them at the input's size.
+    const float scale = 1.25f / (96 * std::sqrt(static_cast<float>(part.k)));
     fill_floats(scale, reinterpret_cast<float*>(data + base + part.scales), part.scale_count());
   }
 }

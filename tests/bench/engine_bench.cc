@@ -4,6 +4,7 @@
 //   engine_bench MODEL.dsv3 [threads] [seconds per line] [line]
 //   engine_bench SHAPE:LAYERS ...     a synthetic model, v2-lite:4 say: the lines `cancel` (of a
 //                                     prompt of 16k tokens) and `touched`
+//   engine_bench ... sets=A,B         of either model: two kernel sets in turns
 //
 // Prompts are pseudo-random tokens; every line prints what it compares in the same run.
 #include <algorithm>
@@ -53,11 +54,12 @@ struct Bench {
   uint64_t longest = 0;
   int32_t vocab = 0, layers = 0;
 
-  Context context(int32_t prefix_cache = 1) const {
+  Context context(int32_t prefix_cache = 1, const char* kernels = nullptr) const {
     dsv3_context_options options;
     dsv3_context_options_init(&options, sizeof options);
     options.threads = threads;
     options.prefix_cache = prefix_cache;
+    options.kernels = kernels;
     dsv3_error* error = nullptr;
     dsv3_context* out = nullptr;
     must(dsv3_context_create(model.get(), &options, &out, &error), error);
@@ -348,6 +350,61 @@ void touched_line(const Bench& b, int count) {
       static_cast<unsigned long long>(steps), static_cast<unsigned long long>(all));
 }
 
+double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
+
+// The sets "A,B" in turns, within one process: nanoseconds of each, and how many times as fast B
+// is.
+void sets_line(const Bench& b, const std::string& sets) {
+  const size_t comma = sets.find(',');
+  const std::string names[2] = {sets.substr(0, comma),
+                                sets.substr(std::min(comma + 1, sets.size()))};
+  const Context contexts[2] = {b.context(0, names[0].c_str()), b.context(0, names[1].c_str())};
+  const auto compare = [&](const char* what, uint64_t size, const auto& run) {
+    std::vector<double> ns[2], ratios;
+    const auto end = Clock::now() + std::chrono::duration<double>(b.seconds);
+    for (int turn = 0; turn < 3 || Clock::now() < end; ++turn) {
+      double of[2];
+      for (const int i : {turn % 2, 1 - turn % 2}) ns[i].push_back(of[i] = run(i, turn));
+      ratios.push_back(of[0] / of[1]);
+    }
+    std::printf("%s %4llu  %s %9.2f ms  %s %9.2f ms  %.2fx (%.2f to %.2f, %zu turns)\n", what,
+                static_cast<unsigned long long>(size), names[0].c_str(), median(ns[0]) * 1e-6,
+                names[1].c_str(), median(ns[1]) * 1e-6, median(ratios), quantile(ratios, 0.25),
+                quantile(ratios, 0.75), ratios.size());
+    std::fflush(stdout);
+  };
+  for (const uint64_t count : {1, 2, 4, 16}) {
+    std::vector<Session> sessions[2];
+    for (int i : {0, 1}) {
+      for (uint32_t s = 0; s < count; ++s) {
+        sessions[i].push_back(Bench::session(contexts[i].get(), b.prompt(32, s)));
+        finish(Bench::start(sessions[i].back().get(), Bench::options(0)).get());
+      }
+    }
+    compare("decoding, sequences", count, [&](int i, int) {
+      dsv3_request_options o = Bench::options(8);
+      o.speculation = DSV3_SPECULATION_OFF;
+      const auto begin = Clock::now();
+      std::vector<Request> requests;
+      for (const Session& s : sessions[i]) requests.push_back(Bench::start(s.get(), o));
+      for (const Request& r : requests) finish(r.get());
+      const double ns = seconds_since(begin) * 1e9 / 8;
+      requests.clear();
+      dsv3_error* error = nullptr;
+      for (const Session& s : sessions[i]) must(dsv3_session_truncate(s.get(), 32, &error), error);
+      return ns;
+    });
+  }
+  for (const uint64_t length : {128, 512, 1900}) {
+    compare("prompts of tokens  ", length, [&](int i, int turn) {
+      const auto prompt = b.prompt(length, 1000 + static_cast<uint32_t>(turn));
+      const Session session = Bench::session(contexts[i].get(), prompt);
+      return static_cast<double>(
+          finish(Bench::start(session.get(), Bench::options(0)).get()).prefill_ns);
+    });
+  }
+}
+
 // "v2-lite:4"
 dsv3_model* synthesise(const std::string& what) {
   const size_t colon = what.find(':');
@@ -388,6 +445,10 @@ int main(int argc, char** argv) {
   b.longest = static_cast<uint64_t>(info.max_position_embeddings);
   b.vocab = info.vocab_size;
   b.layers = info.num_hidden_layers;
+  if (line.starts_with("sets=")) {
+    sets_line(b, line.substr(5));
+    return 0;
+  }
   const auto wanted = [&](const char* name) { return line == "all" || line == name; };
   if (synthetic) {
     if (wanted("touched")) touched_line(b, 16);

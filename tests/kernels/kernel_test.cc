@@ -39,14 +39,35 @@ std::vector<float> Random::bf16_vector(size_t n, float scale) {
   return v;
 }
 
-std::vector<float> Random::i8_rows(size_t rows, size_t k, size_t stride) {
+namespace {
+
+// Whole numbers up to `largest` of 1/128, which one of every `block` in a row is.
+std::vector<float> whole_rows(Random& random, int32_t largest, size_t block, size_t rows, size_t k,
+                              size_t stride) {
   std::vector<float> v(rows * stride);
   for (size_t i = 0; i < v.size(); ++i) {
     const size_t column = i % stride;
-    const bool largest = column < k && column % 32 == (k - column / 32 * 32 < 32 ? 0 : 7);
-    v[i] = static_cast<float>(largest ? 127 : below(255) - 127) / 128;
+    const size_t begin = column / block * block;
+    const bool is_largest = column < k && column % block == (k - begin < block ? 0 : 7);
+    v[i] = static_cast<float>(is_largest ? largest : random.below(255) - 127) / 128;
   }
   return v;
+}
+
+}  // namespace
+
+std::vector<float> Random::i8_rows(size_t rows, size_t k, size_t stride) {
+  return whole_rows(*this, 127, 32, rows, k, stride);
+}
+
+std::vector<float> Random::i16_rows(size_t rows, size_t k, size_t stride) {
+  return whole_rows(*this, 128, 64, rows, k, stride);
+}
+
+std::vector<float> Random::exact_rows(k::DType weights, size_t rows, size_t k, size_t stride) {
+  if (weights == k::DType::kMXFP4) return i8_rows(rows, k, stride);
+  if (weights == k::DType::kF8E4M3) return i16_rows(rows, k, stride);
+  return bf16_vector(rows * stride);
 }
 
 AlignedBytes::AlignedBytes(size_t size) {
@@ -150,8 +171,15 @@ TestMatrix matrix_from_codes(const MatrixSpec& s, const std::vector<uint32_t>& c
 
 TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
   std::vector<uint32_t> codes(static_cast<size_t>(s.n) * static_cast<size_t>(s.k));
-  for (uint32_t& code : codes) {
+  const bool fp8 = s.dtype == k::DType::kF8E4M3;
+  const float largest = fp8 && random.below(2) != 0 ? 448.0f : 1.0f;
+  float reach = largest;
+  for (size_t i = 0; i < codes.size(); ++i) {
+    uint32_t& code = codes[i];
     const float v = random.uniform();
+    if (largest > 1 && i % (16 * static_cast<size_t>(s.k)) == 0) {
+      reach = random.below(4) == 0 ? 7.0f : largest;
+    }
     switch (s.dtype) {
       case k::DType::kF32:
         code = std::bit_cast<uint32_t>(v);
@@ -163,7 +191,7 @@ TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
         code = k::f16_from_float(v);
         break;
       case k::DType::kF8E4M3:
-        code = k::f8e4m3_from_float(v);
+        code = reach > 7 && std::abs(v * reach) < 0.5f ? 0 : k::f8e4m3_from_float(v * reach);
         break;
       case k::DType::kMXFP4:
         code = k::e2m1_from_float(v * 6);
@@ -171,10 +199,10 @@ TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
     }
   }
   std::vector<float> scales;
-  if (s.dtype == k::DType::kF8E4M3) {
+  if (fp8) {
     const int32_t count = ((s.n + s.scale_n - 1) / s.scale_n) * ((s.k + s.scale_k - 1) / s.scale_k);
     for (int32_t i = 0; i < count; ++i) {
-      scales.push_back(s.scale * (1.0f + 0.5f * random.uniform()));
+      scales.push_back(s.scale / largest * (1.0f + 0.5f * random.uniform()));
     }
   }
   if (s.dtype == k::DType::kMXFP4) {  // values up to s.scale, as with the other types

@@ -27,6 +27,10 @@ class Random {
   // Rows of k values, `stride` apart, that BF16 holds and that INT8 with a scale per 32 of a row
   // holds too: whole numbers up to 127 of 1/128, the largest among every 32.
   std::vector<float> i8_rows(size_t rows, size_t k, size_t stride);
+  // The same for INT16 with a scale per 64: whole numbers up to 128 of 1/128.
+  std::vector<float> i16_rows(size_t rows, size_t k, size_t stride);
+  // Rows that no set rounds where they meet weights of that type.
+  std::vector<float> exact_rows(k::DType weights, size_t rows, size_t k, size_t stride);
 
  private:
   uint64_t state_;
@@ -62,6 +66,8 @@ struct MatrixSpec {
   float scale = 1;                          // typical size of block scales
   k::Layout layout = k::Layout::kTile16x2;  // not for MXFP4, which has its own
 };
+// FP8's codes reach either 1 or 448 (scales are smaller then); of the latter some 16 rows reach 7
+// only, and the others have none between 0 and 1/2, which "avx2i16" rounds where others are large.
 TestMatrix random_matrix(Random& random, const MatrixSpec& spec);
 // The raw weights (E4M3 or E2M1 codes, BF16 or F16 bits) are given, [n][k]; of MXFP4 the scales'
 // E8M0 codes too, [n][ceil(k/32)].

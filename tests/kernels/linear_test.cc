@@ -54,9 +54,7 @@ void compare(Random& random, const Case& c) {
   const auto rows = static_cast<size_t>(c.rows);
   // What the kernel sets hold exactly: the limits are for sums, not for rounded activations.
   const auto stride = static_cast<size_t>(c.spec.k + c.x_extra);
-  const auto x = c.spec.dtype == k::DType::kMXFP4
-                     ? random.i8_rows(rows, static_cast<size_t>(c.spec.k), stride)
-                     : random.bf16_vector(rows * stride);
+  const auto x = random.exact_rows(c.spec.dtype, rows, static_cast<size_t>(c.spec.k), stride);
   const auto y0 = random.vector(rows * static_cast<size_t>(c.spec.n + c.y_extra));
   const auto want = run(*device("ref"), c, w, x, y0);
   // One rounding of a float32 sum of this size, times a few.
@@ -133,7 +131,8 @@ TEST_CASE("linear: scale blocks of every size") {
 // Results divided by `unit`, where scales or (times x_factor) activations are far from 1.
 void compare_in_units(Random& random, const Case& c, float x_factor, float unit) {
   const TestMatrix w = random_matrix(random, c.spec);
-  auto x = random.bf16_vector(static_cast<size_t>(c.rows * c.spec.k));
+  const auto k = static_cast<size_t>(c.spec.k);
+  auto x = random.exact_rows(c.spec.dtype, static_cast<size_t>(c.rows), k, k);
   for (float& v : x) v *= x_factor;
   const std::vector<float> y0(static_cast<size_t>(c.rows * c.spec.n));
   auto want = run(*device("ref"), c, w, x, y0);
@@ -200,6 +199,62 @@ TEST_CASE("linear: every E4M3 code is exact, alone and in a panel") {
   }
 }
 
+TEST_CASE(
+    "linear: E4M3 codes beside the largest are exact from 1/2 on, and 1/32 off at most below") {
+  // One input for each code; inputs of the last block have small weights alone.
+  constexpr int32_t kCodes = 254, kN = 16;
+  const int32_t k = 3 * 128;
+  std::vector<uint32_t> codes(static_cast<size_t>(kN * k));
+  const auto code_of = [](int32_t i) {
+    return static_cast<uint32_t>(i < 127 ? i : i + 1);  // without NaN
+  };
+  for (int32_t c = 0; c < kCodes; ++c) codes[static_cast<size_t>(c)] = code_of(c);
+  for (int32_t c = 256; c < k; ++c) codes[static_cast<size_t>(c)] = code_of(c % 64);
+  codes[254] = codes[255] = 0;
+  const TestMatrix w = matrix_from_codes({k::DType::kF8E4M3, kN, k}, codes, {1.0f, 1.0f, 1.0f});
+  std::vector<float> x(static_cast<size_t>(k * k));
+  for (int32_t i = 0; i < k; ++i) x[static_cast<size_t>(i * k + i)] = 1;
+  for (const std::string& set : k::kernel_sets()) {
+    for (const int32_t rows : {1, k}) {
+      Case c;
+      c.spec = {k::DType::kF8E4M3, kN, k};
+      c.rows = rows;
+      for (int32_t first = 0; first < k; first += rows) {
+        const auto begin = x.begin() + int64_t{first} * k;
+        const std::vector<float> some(begin, begin + int64_t{rows} * k);
+        const auto y =
+            run(*device(set), c, w, some, std::vector<float>(static_cast<size_t>(rows * kN)));
+        for (int32_t r = 0; r < rows; ++r) {
+          const float want = w.dense[static_cast<size_t>(first + r)];
+          const float off = std::abs(y[static_cast<size_t>(r * kN)] - want);
+          const bool rounds = set == "avx2i16" && first + r < 256 && std::abs(want) < 0.5f;
+          CHECK_MESSAGE(off <= (rounds ? 1.0f / 32 : 0.0f), set, " input ", first + r, " of ",
+                        want);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("linear: the largest weights times the largest activations") {
+  constexpr int32_t kN = 32, kK = 320;
+  for (const uint32_t code : {0x7eu, 0xfeu}) {  // 448 and -448
+    const TestMatrix w = matrix_from_codes({k::DType::kF8E4M3, kN, kK},
+                                           std::vector<uint32_t>(size_t{kN} * kK, code), {1, 1, 1});
+    for (const std::string& set : k::kernel_sets()) {
+      for (const int32_t rows : {1, 2, 7}) {
+        Case c;
+        c.spec = {k::DType::kF8E4M3, kN, kK};
+        c.rows = rows;
+        const std::vector<float> x(static_cast<size_t>(rows) * kK, 1);
+        const auto y =
+            run(*device(set), c, w, x, std::vector<float>(static_cast<size_t>(rows) * kN));
+        for (const float v : y) CHECK_MESSAGE(v == w.dense[0] * kK, set, " rows ", rows);
+      }
+    }
+  }
+}
+
 TEST_CASE("linear: NaN and infinity stay in their rows") {
   Random random(5);
   for (const k::DType dtype : kTypes) {
@@ -232,8 +287,13 @@ TEST_CASE("linear: NaN and infinity stay in their rows") {
 
 TEST_CASE("linear: several layers in one call, with shared and with different inputs") {
   Random random(6);
-  const auto x = random.i8_rows(7, 96, 96);
-  const auto z = random.i8_rows(7, 33, 33);
+  const auto signs = [&](size_t count) {  // whatever a set rounds to, it holds these exactly
+    std::vector<float> v(count);
+    for (float& f : v) f = static_cast<float>(random.below(3) - 1);
+    return v;
+  };
+  const auto x = signs(7 * 96);
+  const auto z = signs(7 * 33);
   std::vector<TestMatrix> w;
   for (int i = 0; i < 20; ++i) {
     MatrixSpec spec;
@@ -247,7 +307,9 @@ TEST_CASE("linear: several layers in one call, with shared and with different in
   limits.hidden = limits.linear_k = 96;
   limits.linear_n = 200;
   std::vector<std::vector<float>> want;
-  for (const std::string& set : {std::string("ref"), std::string("")}) {
+  std::vector<std::string> sets = fast_sets();
+  sets.insert(sets.begin(), "ref");
+  for (const std::string& set : sets) {
     auto d = device(set, 2);
     REQUIRE(d->reserve(limits).ok());
     std::vector<std::vector<float>> y;
@@ -269,7 +331,8 @@ TEST_CASE("linear: several layers in one call, with shared and with different in
       continue;
     }
     for (size_t i = 0; i < y.size(); ++i) {
-      check_close(y[i].data(), want[i].data(), y[i].size(), 2e-5, "layer " + std::to_string(i));
+      check_close(y[i].data(), want[i].data(), y[i].size(), 2e-5,
+                  set + " layer " + std::to_string(i));
     }
   }
 }
