@@ -1,7 +1,5 @@
 #include "kernels/kernels.h"
 
-#include <utility>
-
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/ref/ref_device.h"
 #include "runtime/base/checked.h"
@@ -101,9 +99,9 @@ std::vector<const Micro*> runnable() {
     sets.push_back(micro_avx512());
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
-    sets.push_back(micro_avx2i16());
-    sets.push_back(micro_avx2());
-    if (available_cpus() < kManyCpus) std::swap(sets.back(), sets.end()[-2]);
+    const bool many = available_cpus() >= kManyCpus;
+    sets.push_back(many ? micro_avx2i16() : micro_avx2());
+    sets.push_back(many ? micro_avx2() : micro_avx2i16());
   }
 #elif defined(__aarch64__)
   const ArmFeatures features = arm_features();

@@ -350,11 +350,10 @@ void touched_line(const Bench& b, int count) {
       static_cast<unsigned long long>(steps), static_cast<unsigned long long>(all));
 }
 
-double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
-
 // The sets "A,B" in turns, within one process: nanoseconds of each, and how many times as fast B
 // is.
 void sets_line(const Bench& b, const std::string& sets) {
+  using dsv3::kernels::median;
   const size_t comma = sets.find(',');
   const std::string names[2] = {sets.substr(0, comma),
                                 sets.substr(std::min(comma + 1, sets.size()))};
