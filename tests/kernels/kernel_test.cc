@@ -182,13 +182,13 @@ TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
     }
     switch (s.dtype) {
       case k::DType::kF32:
-        code = std::bit_cast<uint32_t>(v);
+        code = std::bit_cast<uint32_t>(v * s.scale);
         break;
       case k::DType::kBF16:
-        code = k::bf16_from_float(v);
+        code = k::bf16_from_float(v * s.scale);
         break;
       case k::DType::kF16:
-        code = k::f16_from_float(v);
+        code = k::f16_from_float(v * s.scale);
         break;
       case k::DType::kF8E4M3:
         code = reach > 7 && std::abs(v * reach) < 0.5f ? 0 : k::f8e4m3_from_float(v * reach);
@@ -205,7 +205,7 @@ TestMatrix random_matrix(Random& random, const MatrixSpec& s) {
       scales.push_back(s.scale / largest * (1.0f + 0.5f * random.uniform()));
     }
   }
-  if (s.dtype == k::DType::kMXFP4) {  // values up to s.scale, as with the other types
+  if (s.dtype == k::DType::kMXFP4) {  // about the largest value is s.scale
     const int code = 127 + static_cast<int>(std::lround(std::log2(s.scale / 6)));
     const int32_t count = s.n * ((s.k + k::kMxBlock - 1) / k::kMxBlock);
     for (int32_t i = 0; i < count; ++i) {

@@ -63,11 +63,12 @@ struct MatrixSpec {
   int32_t k = 16;
   int32_t scale_n = 128;
   int32_t scale_k = 128;
-  float scale = 1;                          // typical size of block scales
+  float scale = 1;                          // about the largest weight of a random matrix
   k::Layout layout = k::Layout::kTile16x2;  // not for MXFP4, which has its own
 };
-// FP8's codes reach either 1 or 448 (scales are smaller then); of the latter some 16 rows reach 7
-// only, and the others have none between 0 and 1/2, which "avx2i16" rounds where others are large.
+// Values spread evenly within +-scale (FP8 and MXFP4: about). FP8's codes reach either 1 or 448
+// (scales are smaller then); of the latter some 16 rows reach 7 only, and the others have none
+// between 0 and 1/2, which "avx2i16" rounds where others are large.
 TestMatrix random_matrix(Random& random, const MatrixSpec& spec);
 // The raw weights (E4M3 or E2M1 codes, BF16 or F16 bits) are given, [n][k]; of MXFP4 the scales'
 // E8M0 codes too, [n][ceil(k/32)].
