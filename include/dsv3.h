@@ -16,22 +16,25 @@
  * request (options, events, log-probabilities), one call for all of it, convert, benchmark.
  *
  * Rules that hold for every function
- *   Ownership   Handles are reference-counted inside: a child keeps its parent alive, so handles may
- *               be freed in any order and on any thread. Every ..._free accepts NULL. There is no
- *               global set-up or shutdown.
+ *   Ownership   Handles are reference-counted inside: a child keeps its parent's memory alive, so
+ *               handles may be freed in any order and on any thread. What is freed does no more work:
+ *               a freed context cancels its requests and starts no others. Every ..._free accepts NULL.
+ *               There is no global set-up or shutdown.
  *   Errors      A fallible function returns a dsv3_status and takes a last `dsv3_error **error`,
  *               which may be NULL. On failure *error (if given) receives an error to be freed with
  *               dsv3_error_free, and no other output is touched unless the comment says so; on
  *               success *error is set to NULL. Nothing is printed, no exception, signal or abort
  *               leaves the library, and running out of memory fails that one call.
  *   Threads     Arguments of type `const T *` may be used by several threads at once, `T *` by one at
- *               a time, unless the comment says more. dsv3_context and dsv3_cancel may be used by any
- *               number of threads.
+ *               a time, unless the comment says more. dsv3_model, dsv3_context and dsv3_cancel may be
+ *               used by any number of threads.
  *   Structs     Begin with `uint32_t struct_size`. Call the struct's init function (it writes
- *               defaults and struct_size), change fields, pass the pointer. A larger struct of a newer
- *               header is accepted as long as the part this library does not know is zero. Arrays of
- *               structs carry a stride in bytes (0: the struct's own size in this library).
- *   Text        UTF-8. Lengths are in bytes; DSV3_NUL_TERMINATED as a length means: up to the NUL.
+ *               defaults and struct_size), change fields, pass the pointer; those that are only filled
+ *               have none, set their struct_size. A larger struct of a newer header is accepted as long
+ *               as the part this library does not know is zero. Arrays of structs carry a stride in
+ *               bytes (0: the struct's own size in this library).
+ *   Text        UTF-8; bytes that are not become U+FFFD where a text is tokenized. Lengths are in
+ *               bytes; DSV3_NUL_TERMINATED as a length means: up to the NUL.
  *               Text given by a user is never read as special tokens unless a flag says so.
  *   Buffers     Functions that fill a caller's buffer take its capacity and report the needed size
  *               (without a terminating NUL, which is written too if there is room). capacity 0 asks
@@ -124,8 +127,8 @@ DSV3_API void dsv3_cancel_free(dsv3_cancel *cancel);
 typedef void (*dsv3_progress_fn)(void *user, uint64_t done, uint64_t total);
 
 /* Writes all of `size` bytes / fills all of `size` bytes, or returns another status than DSV3_OK,
- * which ends the call with that status. They may not call back into the library except
- * dsv3_cancel_set. */
+ * which ends the call with that status (DSV3_E_IO: one that is none of the above). They may not call
+ * back into the library except dsv3_cancel_set. */
 typedef dsv3_status (*dsv3_write_fn)(void *user, const void *bytes, uint64_t size);
 typedef dsv3_status (*dsv3_read_fn)(void *user, void *bytes, uint64_t size);
 
@@ -260,7 +263,8 @@ typedef struct dsv3_context dsv3_context;
 #define DSV3_LOG_INFO 3
 #define DSV3_LOG_DEBUG 4
 
-/* Called from any thread of the context. Must not call back into the library. */
+/* Called from any thread of the context, and from the one that creates it. Must not call back into the
+ * library. */
 typedef void (*dsv3_log_fn)(void *user, int32_t level, const char *message);
 
 /* How a prompt's tokens attend to those before them: */
@@ -280,8 +284,8 @@ typedef struct dsv3_context_options {
    * max_position_embeddings, at most a quarter of the memory. When it is spent, these give way, in this
    * order: pages kept for later (least recently used first), pages of sessions without a request,
    * running requests of a lower priority or that began later (they wait, compute their latents again
-   * and, but for prompt_attention, give the same tokens). A new request that finds no room then ends with DSV3_E_CAPACITY
-   * (retryable). */
+   * and, but for prompt_attention, give the same tokens). A new request that finds no room then ends
+   * with DSV3_E_CAPACITY (retryable). More than the machine's memory counts as that. */
   uint64_t cache_bytes;
   int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256, where prompts expand 512 */
   int32_t pin_threads;   /* 1: pin threads to CPUs; default 0 */
@@ -495,8 +499,9 @@ DSV3_API void dsv3_session_io_init(dsv3_session_io *io, uint32_t struct_size);
 DSV3_API dsv3_status dsv3_session_save(const dsv3_session *session, const dsv3_session_io *io,
                                        dsv3_error **error);
 /* A session that continues, bit for bit, where the saved one stood. Refused when it is damaged
- * (DSV3_E_CORRUPT) or of another model, kernel set (with "+expanded" where prompts expand, see
- * dsv3_context_options.prompt_attention) or arithmetic (DSV3_E_UNSUPPORTED). */
+ * (DSV3_E_CORRUPT; latents that are left out are not looked at), of another model, kernel set (with
+ * "+expanded" where prompts expand, see dsv3_context_options.prompt_attention) or arithmetic
+ * (DSV3_E_UNSUPPORTED), or larger than the context's latent cache (DSV3_E_CAPACITY). */
 DSV3_API dsv3_status dsv3_session_load(dsv3_context *context, const dsv3_session_io *io,
                                        dsv3_session **out, dsv3_error **error);
 
@@ -517,7 +522,7 @@ typedef struct dsv3_evaluation {
 DSV3_API void dsv3_evaluation_init(dsv3_evaluation *evaluation, uint32_t struct_size);
 
 /* Appends the tokens and runs the model over them, blocking. On failure or cancel the session keeps
- * the length it had before. */
+ * the length it had before; some rows may have been stored by then. */
 DSV3_API dsv3_status dsv3_session_evaluate(dsv3_session *session, const int32_t *tokens,
                                            uint64_t count, const dsv3_evaluation *evaluation,
                                            dsv3_error **error);
@@ -560,7 +565,7 @@ typedef void (*dsv3_notify_fn)(void *user);
 typedef struct dsv3_request_options {
   uint32_t struct_size;
   int32_t priority;    /* DSV3_PRIORITY_..., default INTERACTIVE */
-  uint64_t max_tokens; /* at most so many generated tokens; default 256; 0: prompt only (warm-up) */
+  uint64_t max_tokens; /* generated tokens at most, up to 2^31 - 1; default 256; 0: prompt only (warm-up) */
   /* Sampling. The default is greedy. The order: bias, penalties, logits hook, temperature, top_k,
    * top_p, min_p. */
   float temperature; /* 0 (default): greedy */

@@ -221,6 +221,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
         return report_progress(static_cast<uint64_t>(done), static_cast<uint64_t>(total));
       };
     }
+    const DefaultFloats floats;
     const int64_t begin = monotonic_ns();
     Result<std::shared_ptr<const Model>> model = model_of(o, cancel);
     const double load_seconds = static_cast<double>(monotonic_ns() - begin) * 1e-9;

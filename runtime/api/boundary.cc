@@ -7,10 +7,12 @@ namespace dsv3::api {
 Status check_struct_size(const char* name, uint32_t size, size_t alignment) {
   // The smallest struct there ever was has struct_size and one more field.
   if (size >= 2 * sizeof(uint32_t) && size <= kMaxStructSize && size % alignment == 0) return {};
-  return Status(Code::kInvalidArgument,
-                format("%s.struct_size is %u, expected sizeof the struct: call its init function",
-                       name, size),
-                "struct_size");
+  return Status(
+      Code::kInvalidArgument,
+      format("%s.struct_size is %u, expected sizeof(%s), which the struct's init function "
+             "sets where it has one",
+             name, size, name),
+      "struct_size");
 }
 
 Status check_array(const void* array, uint64_t count, uint32_t stride, size_t least_stride,

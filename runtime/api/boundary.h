@@ -2,6 +2,7 @@
 // versions, keep exceptions inside, translate errors. No logic of the library lives in this folder.
 #pragma once
 
+#include <cfenv>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -223,6 +224,21 @@ Status fill_text(std::string_view text, char* buffer, uint64_t capacity, uint64_
 Status buffer_too_small(uint64_t needed, uint64_t capacity);
 // A text that the caller frees with dsv3_string_free.
 char* new_string(std::string_view text);
+
+// Rounding and subnormals as a program begins with, whatever the host has chosen for the calling
+// thread: for calls that compute on it. The library's own threads begin so.
+class DefaultFloats {
+ public:
+  DefaultFloats() noexcept {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloats() { std::fesetenv(&before_); }
+  DefaultFloats(const DefaultFloats&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
 
 // A progress callback and a cancel token as the lower floors take them.
 class ProgressCall {

@@ -80,6 +80,7 @@ dsv3_status dsv3_context_create(dsv3_model* model, const dsv3_context_options* o
     EngineOptions o;
     DSV3_TRY(read_context_options(options, &o));
     auto handle = std::make_unique<dsv3_context>();
+    const DefaultFloats floats;  // the angles of rotary embeddings
     DSV3_ASSIGN(handle->engine, Engine::create(model->model, o));
     handle->completer = std::make_unique<Completer>(handle->engine);
     *out = handle.release();

@@ -44,6 +44,7 @@ dsv3_status dsv3_convert(const char* checkpoint_dir, const char* output_path,
     ProgressCall progress(o.progress, o.progress_user, cancel);
     convert.progress = progress.progress();
     convert.overwrite = o.overwrite == 1;
+    const DefaultFloats floats;
     return progress.result(convert_checkpoint(checkpoint_dir, output_path, convert));
   });
 }

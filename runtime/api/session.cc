@@ -50,11 +50,6 @@ Status read_session_io(const dsv3_session_io* io, bool saving, dsv3_session_io* 
                                   : "path and read are both given, expected one of them");
   }
   options->recompute_foreign = (out->flags & DSV3_SESSION_RECOMPUTE_FOREIGN) != 0;
-  if (out->progress != nullptr) {
-    options->progress = [out](uint64_t done, uint64_t total) {
-      out->progress(out->progress_user, done, total);
-    };
-  }
   return read_cancel(out->cancel, &options->cancel);
 }
 
@@ -198,11 +193,15 @@ dsv3_status dsv3_session_save(const dsv3_session* session, const dsv3_session_io
     dsv3_session_io value;
     SessionIoOptions options;
     DSV3_TRY(read_session_io(io, /*saving=*/true, &value, &options));
-    if (value.path != nullptr) return save_session_file(*session->session, value.path, options);
+    ProgressCall progress(value.progress, value.progress_user, options.cancel);
+    options.progress = progress.progress();
+    if (value.path != nullptr) {
+      return progress.result(save_session_file(*session->session, value.path, options));
+    }
     const WriteBytes write = [&](const void* bytes, size_t size) -> Status {
       return call_function([&] { return value.write(value.user, bytes, size); }, "write");
     };
-    return save_session(*session->session, write, options);
+    return progress.result(save_session(*session->session, write, options));
   });
 }
 
@@ -214,16 +213,17 @@ dsv3_status dsv3_session_load(dsv3_context* context, const dsv3_session_io* io, 
     dsv3_session_io value;
     SessionIoOptions options;
     DSV3_TRY(read_session_io(io, /*saving=*/false, &value, &options));
+    ProgressCall progress(value.progress, value.progress_user, options.cancel);
+    options.progress = progress.progress();
+    const ReadBytes read = [&](void* bytes, size_t size) -> Status {
+      return call_function([&] { return value.read(value.user, bytes, size); }, "read");
+    };
     auto handle = std::make_unique<dsv3_session>();
-    if (value.path != nullptr) {
-      DSV3_ASSIGN(handle->session, load_session_file(context->engine, value.path, options));
-    } else {
-      const ReadBytes read = [&](void* bytes, size_t size) -> Status {
-        return call_function([&] { return value.read(value.user, bytes, size); }, "read");
-      };
-      DSV3_ASSIGN(handle->session,
-                  load_session(context->engine, "the saved session", read, options));
-    }
+    Result<std::shared_ptr<Session>> loaded =
+        value.path != nullptr ? load_session_file(context->engine, value.path, options)
+                              : load_session(context->engine, "the saved session", read, options);
+    if (!loaded.ok()) return progress.result(loaded.status());
+    handle->session = std::move(*loaded);
     *out = handle.release();
     return {};
   });

@@ -66,16 +66,22 @@ void PrivateDirectory::Lock::set_counter(uint64_t value) {
   if (::pwrite(fd_, &value, sizeof value, 0) != sizeof value && ::ftruncate(fd_, 0) != 0) return;
 }
 
-Result<PrivateDirectory> PrivateDirectory::open(const std::string& path) {
+Result<PrivateDirectory> PrivateDirectory::open(const std::string& path, bool make) {
   if (path.empty() || path.find('\0') != std::string::npos) {
     return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
   }
-  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+  if (make && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
     return directory_error(path, "make the directory", errno);
   }
   Descriptor fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (fd.get() < 0) return directory_error(path, "open the directory", errno);
+  const int error = errno;
   struct stat st;
+  if (fd.get() < 0) {
+    if (::lstat(path.c_str(), &st) == 0 && S_ISLNK(st.st_mode)) {
+      return make_error(Code::kIo, "%s: is a symbolic link, expected a directory", path.c_str());
+    }
+    return directory_error(path, "open the directory", error);
+  }
   if (::fstat(fd.get(), &st) != 0) return directory_error(path, "look at the directory", errno);
   if (st.st_uid != ::geteuid()) {
     return make_error(Code::kIo, "%s: belongs to user %u, expected this process's user, %u",

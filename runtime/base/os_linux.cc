@@ -167,12 +167,25 @@ Mapping::~Mapping() {
 
 // --- AtomicFile
 
+namespace {
+
+// A rename would put the file in the place of a device or a FIFO, too, where the system lets it.
+Status check_replaceable(const std::string& path) {
+  struct stat st;
+  if (::lstat(path.c_str(), &st) != 0 || S_ISREG(st.st_mode) || S_ISLNK(st.st_mode)) return {};
+  return make_error(Code::kInvalidArgument, "%s: is %s, expected a regular file or none",
+                    path.c_str(), kind_of(st.st_mode));
+}
+
+}  // namespace
+
 Result<AtomicFile> AtomicFile::create(const std::string& path, uint32_t mode) {
   if (path.empty() || has_nul(path)) {
     return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
   }
   AtomicFile file;
   file.path_ = path;
+  DSV3_TRY(check_replaceable(path));
   for (int attempt = 0; attempt < 100; ++attempt) {
     file.temporary_ = path + format(".tmp-%d-%d", static_cast<int>(getpid()), attempt);
     file.fd_ =
@@ -220,6 +233,7 @@ void AtomicFile::flush_range(uint64_t offset, uint64_t size) {
 Status AtomicFile::commit() {
   if (::fsync(fd_) != 0) return io_error(path_, "sync", errno);
   if (::close(std::exchange(fd_, -1)) != 0) return io_error(path_, "close", errno);
+  DSV3_TRY(check_replaceable(path_));  // there has been time to make one
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
     return io_error(path_, "rename the finished file to it", errno);
   }

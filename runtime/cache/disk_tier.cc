@@ -51,7 +51,7 @@ bool is_page(const std::string& name) { return name.ends_with(kSuffix); }
 
 Result<std::unique_ptr<DiskTier>> DiskTier::open(const std::string& path, uint64_t max_bytes,
                                                  const LatentIdentity& identity) {
-  DSV3_ASSIGN(PrivateDirectory directory, PrivateDirectory::open(path));
+  DSV3_ASSIGN(PrivateDirectory directory, PrivateDirectory::open(path, /*make=*/true));
   std::unique_ptr<DiskTier> tier(new DiskTier(std::move(directory), max_bytes, identity));
   DSV3_ASSIGN(PrivateDirectory::Lock lock, tier->directory_.lock());
   uint64_t used = 0;
@@ -61,7 +61,7 @@ Result<std::unique_ptr<DiskTier>> DiskTier::open(const std::string& path, uint64
 }
 
 Status DiskTier::purge(const std::string& path, uint64_t* bytes) {
-  DSV3_ASSIGN(const PrivateDirectory directory, PrivateDirectory::open(path));
+  DSV3_ASSIGN(const PrivateDirectory directory, PrivateDirectory::open(path, /*make=*/false));
   DSV3_ASSIGN(PrivateDirectory::Lock lock, directory.lock());
   DSV3_ASSIGN(const std::vector<PrivateDirectory::Entry> entries, directory.list());
   uint64_t removed = 0;

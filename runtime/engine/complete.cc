@@ -63,6 +63,12 @@ Status Completer::run_in_turn(std::span<const int32_t> tokens, RequestOptions op
   options.collect = true;
   DSV3_ASSIGN(const std::shared_ptr<Request> request,
               Request::start(session_, std::move(options), deadline_ns));
+  // Whatever happens from here on, no callback of this call runs once it has returned.
+  struct Release {
+    Request* request;
+    ~Release() { request->release(); }
+  };
+  const Release release{request.get()};
   Event event;
   while (request->next(std::numeric_limits<int64_t>::max(), &event) ==
              EventQueue::Outcome::kEvent &&

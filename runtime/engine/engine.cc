@@ -35,6 +35,7 @@ int32_t chunk_of(const EngineOptions& o) {
 Result<int64_t> page_budget(const ModelConfig& config, const EngineOptions& options,
                             size_t page_bytes) {
   const auto page = static_cast<uint64_t>(page_bytes);
+  const uint64_t memory = total_memory();
   if (options.cache_bytes > 0) {
     if (options.cache_bytes < page) {
       return make_field_error(Code::kInvalidArgument, "cache_bytes",
@@ -42,10 +43,11 @@ Result<int64_t> page_budget(const ModelConfig& config, const EngineOptions& opti
                               ": one page of %lld tokens",
                               options.cache_bytes, page, static_cast<long long>(kPageTokens));
     }
-    return static_cast<int64_t>(std::min<uint64_t>(options.cache_bytes / page, INT32_MAX));
+    // More than the machine has is as good as all of it, and the lists of pages stay small.
+    const uint64_t bytes = std::min(options.cache_bytes, memory == 0 ? UINT64_MAX : memory);
+    return static_cast<int64_t>(std::clamp<uint64_t>(bytes / page, 1, INT32_MAX));
   }
   const int64_t wanted = kDefaultSequences * ceil_div(config.max_position_embeddings, kPageTokens);
-  const uint64_t memory = total_memory();
   const int64_t limit =
       memory == 0 ? wanted : static_cast<int64_t>(std::min<uint64_t>(memory / 4 / page, INT32_MAX));
   return std::max<int64_t>(1, std::min(wanted, limit));

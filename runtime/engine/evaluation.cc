@@ -62,6 +62,8 @@ class Evaluation final : public Task {
   Status wait();
 
  private:
+  // Calls the progress callback; false when it threw.
+  bool report(uint64_t done) const noexcept;
   Status read_logits(const StepRun& run, int64_t first);
   Status mtp_rows(const StepRun& run);
 
@@ -143,29 +145,37 @@ Status Evaluation::commit(const StepRun& run, Finish* finish) {
   return {};
 }
 
+bool Evaluation::report(uint64_t done) const noexcept {
+  try {
+    const CallbackScope scope;
+    options_.progress(done, count_);
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
 Status Evaluation::wait() {
   std::unique_lock lock(mutex_);
   uint64_t seen = 0;
-  while (!done_) {
+  for (;;) {
     condition_.wait(lock, [&] { return done_ || (options_.progress && progress_ != seen); });
-    if (!options_.progress || progress_ == seen) continue;
+    if (!options_.progress || progress_ == seen) return status_;
     seen = progress_;
     lock.unlock();
-    try {
-      const CallbackScope scope;
-      options_.progress(seen, count_);
-    } catch (...) {
-      // The engine works on the caller's buffers: only after its end may the exception go on.
-      cancel();
-      session().engine()->wake();
-      lock.lock();
-      condition_.wait(lock, [&] { return done_; });
-      return make_field_error(Code::kInvalidArgument, "progress",
-                              "the progress callback threw an exception");
-    }
+    const bool goes_on = report(seen);
     lock.lock();
+    if (goes_on) continue;
+    // The engine works on the caller's buffers: nothing is returned before its end.
+    cancel();
+    session().engine()->wake();
+    condition_.wait(lock, [&] { return done_; });
+    lock.unlock();
+    // It may have come to a good end meanwhile.
+    if (status_.ok()) DSV3_TRY(session().truncate(static_cast<uint64_t>(base_)));
+    return make_field_error(Code::kInvalidArgument, "progress",
+                            "the progress callback threw an exception");
   }
-  return status_;
 }
 
 }  // namespace

@@ -14,8 +14,12 @@ constexpr auto kBlock = static_cast<size_t>(kernels::kWeighBlock);
 // A block's sum may be rounded to less than one of its weights.
 constexpr double kRounding = 0.999;
 
-Status bad_field(const char* field, double value, const char* expected) {
-  return make_field_error(Code::kInvalidArgument, field, "%s is %g, expected %s", field, value,
+Status bad_field(const char* field, float value, const char* expected) {
+  return make_field_error(Code::kInvalidArgument, field, "%s is %g, expected %s", field,
+                          static_cast<double>(value), expected);
+}
+Status bad_field(const char* field, int32_t value, const char* expected) {
+  return make_field_error(Code::kInvalidArgument, field, "%s is %d, expected %s", field, value,
                           expected);
 }
 

@@ -17,17 +17,17 @@ uint64_t pages_at_once(const LatentIdentity& identity) {
   return std::max<uint64_t>(1, kCopyBytes / identity.page_bytes);
 }
 
+Status cancelled() { return Status(Code::kCancelled, "cancelled by its cancel token", "cancel"); }
+
 Status check_cancel(const SessionIoOptions& options) {
   if (options.cancel == nullptr || !options.cancel->cancelled.load(std::memory_order_relaxed)) {
     return {};
   }
-  return Status(Code::kCancelled, "cancelled by its cancel token", "cancel");
+  return cancelled();
 }
 
-void report(const SessionIoOptions& options, uint64_t done, uint64_t total) {
-  if (!options.progress) return;
-  const CallbackScope scope;
-  options.progress(done, total);
+Status report(const SessionIoOptions& options, uint64_t done, uint64_t total) {
+  return !options.progress || options.progress(done, total) ? Status() : cancelled();
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ Status save_session(const Session& session, const WriteBytes& write,
         return device->synchronize();
       }));
     }
-    report(options, index + 1, pages);
+    DSV3_TRY(report(options, index + 1, pages));
     return std::span<const std::byte>(buffer).subspan(
         static_cast<size_t>((index - begin) * identity.page_bytes),
         static_cast<size_t>(identity.page_bytes));
@@ -116,8 +116,7 @@ Result<std::shared_ptr<Session>> load_session(const std::shared_ptr<Engine>& eng
         return device->synchronize();
       };
       DSV3_TRY(engine->between_steps(upload));
-      report(options, end, pages);
-      return {};
+      return report(options, end, pages);
     };
     const ReadBytes checked_read = [&](void* bytes, size_t size) -> Status {
       DSV3_TRY(check_cancel(options));

@@ -19,7 +19,7 @@ struct SessionIoOptions {
   // Loading: latents of another kernel set, revision or page layout are left out and computed again
   // when they are needed, instead of being refused.
   bool recompute_foreign = false;
-  std::function<void(uint64_t done, uint64_t total)> progress;  // in pages, on the calling thread
+  Progress progress;  // in pages, on the calling thread; false ends the call as cancelled
   std::shared_ptr<CancelToken> cancel;
 };
 

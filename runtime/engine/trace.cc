@@ -3,6 +3,7 @@
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 
@@ -13,6 +14,18 @@ constexpr size_t kBufferBytes = 64 << 10;
 constexpr size_t kMaxEventBytes = 512;
 constexpr uint64_t kEndBytes = 128;  // for what closes the file
 const char* const kClasses[] = {"interactive", "background", "idle"};
+
+// Nanoseconds in a larger unit, to three decimals. Not by printf: in a program with a German locale
+// that writes a comma.
+constexpr int64_t kMicro = 1'000, kMilli = 1'000'000;
+struct Decimal {
+  char text[32];
+  Decimal(int64_t ns, int64_t unit) noexcept {
+    const int64_t thousandths = std::abs(ns) / (unit / 1000);
+    std::snprintf(text, sizeof text, "%s%" PRId64 ".%03d", ns < 0 ? "-" : "", thousandths / 1000,
+                  static_cast<int>(thousandths % 1000));
+  }
+};
 
 }  // namespace
 
@@ -71,26 +84,26 @@ void Trace::add(const char* fmt, ...) noexcept {
 }
 
 void Trace::step(const StepPlan& plan, int64_t begin_ns, int64_t end_ns, bool abandoned) noexcept {
-  add("{\"name\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":1,\"ts\":%.3f,\"dur\":%.3f,"
+  add("{\"name\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":1,\"ts\":%s,\"dur\":%s,"
       "\"args\":{\"rows\":%d,\"tasks\":%zu,\"class\":\"%s\"}}",
-      abandoned ? "abandoned step" : "step", micros(begin_ns),
-      static_cast<double>(end_ns - begin_ns) / 1e3, plan.rows, plan.parts.size(),
+      abandoned ? "abandoned step" : "step", Decimal(begin_ns - start_ns_, kMicro).text,
+      Decimal(end_ns - begin_ns, kMicro).text, plan.rows, plan.parts.size(),
       kClasses[static_cast<size_t>(plan.best)]);
 }
 
 void Trace::request(uint64_t order, Priority priority, const RequestStatistics& s,
                     FinishReason reason, int64_t end_ns) noexcept {
-  const int64_t begin_ns = end_ns - static_cast<int64_t>(s.total_ns);
+  const auto total_ns = static_cast<int64_t>(s.total_ns);
   add("{\"name\":\"%s\",\"ph\":\"X\",\"pid\":1,\"tid\":%" PRIu64
-      ",\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"request\":%" PRIu64 ",\"prompt\":%" PRIu64
+      ",\"ts\":%s,\"dur\":%s,\"args\":{\"request\":%" PRIu64 ",\"prompt\":%" PRIu64
       ",\"cached\":%" PRIu64 ",\"generated\":%" PRIu64 ",\"drafted\":%" PRIu64
       ",\"accepted\":%" PRIu64 ",\"preemptions\":%" PRIu64
-      ",\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"reason\":%d}}",
-      kClasses[static_cast<size_t>(priority)], 2 + order, micros(begin_ns),
-      static_cast<double>(s.total_ns) / 1e3, order, s.prompt_tokens, s.cached_tokens,
-      s.generated_tokens, s.drafted_tokens, s.accepted_tokens, s.preemptions,
-      static_cast<double>(s.queue_ns) / 1e6, static_cast<double>(s.first_token_ns) / 1e6,
-      static_cast<int>(reason));
+      ",\"queue_ms\":%s,\"first_token_ms\":%s,\"reason\":%d}}",
+      kClasses[static_cast<size_t>(priority)], 2 + order,
+      Decimal(end_ns - total_ns - start_ns_, kMicro).text, Decimal(total_ns, kMicro).text, order,
+      s.prompt_tokens, s.cached_tokens, s.generated_tokens, s.drafted_tokens, s.accepted_tokens,
+      s.preemptions, Decimal(static_cast<int64_t>(s.queue_ns), kMilli).text,
+      Decimal(static_cast<int64_t>(s.first_token_ns), kMilli).text, static_cast<int>(reason));
 }
 
 Status Trace::finish() {

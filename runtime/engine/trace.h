@@ -37,7 +37,6 @@ class Trace {
   Trace(std::optional<AtomicFile> file, WriteBytes write, uint64_t max_bytes);
   [[gnu::format(printf, 2, 3)]] void add(const char* fmt, ...) noexcept;
   void flush() noexcept;
-  double micros(int64_t ns) const { return static_cast<double>(ns - start_ns_) / 1e3; }
 
   std::optional<AtomicFile> file_;
   const WriteBytes write_;  // without a file

@@ -110,7 +110,7 @@ Status parallel_for(size_t count, int threads, const std::function<Status(size_t
   if (!shared.error.ok()) return shared.error;
   lock.unlock();
   if (cancelled || (tick && !tick())) {
-    return {Code::kCancelled, "cancelled by its progress callback"};
+    return {Code::kCancelled, "cancelled by its cancel token", "cancel"};
   }
   return {};
 }

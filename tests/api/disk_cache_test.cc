@@ -97,6 +97,10 @@ TEST_CASE("damage costs a computation, and purging too") {
   CHECK(removed > 0);
   CHECK(bytes_in(path) == 0);
   CHECK(live(path, 300).statistics.cached_tokens == 0);
+  // A wrong name is told, and not made.
+  CHECK(dsv3_disk_cache_purge(folder.file("wrong").c_str(), &removed, error.out()) ==
+        DSV3_E_NOT_FOUND);
+  CHECK(!std::filesystem::exists(folder.file("wrong")));
 }
 
 TEST_CASE("the budget holds") {
@@ -158,6 +162,9 @@ TEST_CASE("directories that cannot serve are refused when the context is made") 
   CHECK(refused(open) == DSV3_E_IO);
   CHECK(error.message().find("expected 0700") != std::string::npos);
   CHECK(refused(folder.file("no/parent")) == DSV3_E_NOT_FOUND);
+  std::filesystem::create_directory_symlink(open, folder.file("link"));
+  CHECK(refused(folder.file("link")) == DSV3_E_IO);
+  CHECK(error.message().find("is a symbolic link") != std::string::npos);
   CHECK(refused("") == DSV3_E_INVALID_ARGUMENT);
   CHECK(error.field() == "disk_cache_dir");
   options.prefix_cache = 0;

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstring>
 #include <thread>
@@ -81,6 +82,22 @@ TEST_CASE("a prompt in chunks of 1, 7 and 64 gives the same bits as in one") {
     CAPTURE(chunk);
     REQUIRE(outcomes.back().tokens.size() == 24);
     check_same(outcomes.back(), outcomes.front());
+  }
+}
+
+TEST_CASE("the host's rounding mode does not matter") {
+  const auto answer = [](dsv3_context* context) {
+    const SessionHandle session = make_session(context);
+    append(session.get(), prompt_tokens(100));
+    return generate(session.get(), sampled());
+  };
+  const Outcome usual = answer(shared().context.get());
+  for (const int mode : {FE_TOWARDZERO, FE_UPWARD}) {
+    std::fesetround(mode);
+    const ContextHandle context = make_context(shared().model.get());
+    CHECK(std::fegetround() == mode);
+    std::fesetround(FE_TONEAREST);
+    check_same(answer(context.get()), usual);
   }
 }
 

@@ -59,6 +59,33 @@ TEST_CASE("handles are freed in every order") {
   CHECK(open_threads() == threads_before);
 }
 
+TEST_CASE("a completion's notify does not run once the call has returned") {
+  const ModelHandle model = open_model();
+  const ContextHandle context = make_context(model.get());
+  struct Host {
+    std::atomic<bool> returned{false};
+    std::atomic<int> late{0};
+  } host;
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  options.notify_user = &host;
+  options.notify = [](void* user) {
+    usleep(20'000);
+    auto* h = static_cast<Host*>(user);
+    if (h->returned) ++h->late;
+  };
+  for (int i = 0; i < 3; ++i) {
+    host.returned = false;
+    char* text = nullptr;
+    REQUIRE(dsv3_complete(context.get(), "a", 1, nullptr, 0, &options, &text, nullptr, nullptr) ==
+            DSV3_OK);
+    host.returned = true;
+    dsv3_string_free(text);
+    usleep(30'000);
+  }
+  CHECK(host.late == 0);
+}
+
 TEST_CASE("every handle on its own thread at the same time") {
   for (int i = 0; i < 20; ++i) {
     Handles h;

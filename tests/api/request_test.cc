@@ -369,6 +369,29 @@ TEST_CASE("callbacks that throw are their request's problem") {
         DSV3_E_INVALID_ARGUMENT);
   CHECK(error.field() == "progress");
   CHECK(dsv3_session_length(session.get()) == 25);
+  // One step: the evaluation may be over when its progress is reported.
+  for (int i = 0; i < 20; ++i) {
+    CHECK(dsv3_session_evaluate(session.get(), tokens.data(), 40, &e, error.out()) ==
+          DSV3_E_INVALID_ARGUMENT);
+    CHECK(dsv3_session_length(session.get()) == 25);
+  }
+}
+
+TEST_CASE("an evaluation's last progress is its end, however short it is") {
+  const SessionHandle session = session_with(20);
+  dsv3_evaluation e;
+  dsv3_evaluation_init(&e, sizeof e);
+  uint64_t seen = 0;
+  e.progress = [](void* user, uint64_t done, uint64_t) { *static_cast<uint64_t*>(user) = done; };
+  e.progress_user = &seen;
+  const std::vector<int32_t> tokens = prompt_tokens(3);
+  for (int i = 0; i < 200; ++i) {
+    seen = 0;
+    Error error;
+    REQUIRE(dsv3_session_evaluate(session.get(), tokens.data(), 3, &e, error.out()) == DSV3_OK);
+    CHECK(seen == 3);
+    REQUIRE(dsv3_session_truncate(session.get(), 20, error.out()) == DSV3_OK);
+  }
 }
 
 TEST_CASE("a hook that makes NaN fails its own request and nobody else's") {

@@ -297,6 +297,19 @@ TEST_CASE("functions that fail, cancel and progress") {
   CHECK(error.field() == "read");
 
   bytes = {};
+  io.progress = [](void*, uint64_t, uint64_t) { throw 5; };
+  CHECK(dsv3_session_save(session.get(), &io, error.out()) == DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "progress");
+  bytes = {};
+  io.progress = nullptr;
+  REQUIRE(dsv3_session_save(session.get(), &io, error.out()) == DSV3_OK);
+  bad = loading(&bytes);
+  bad.progress = [](void*, uint64_t, uint64_t) { throw 5; };
+  CHECK(load(shared().context.get(), bad, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "progress");
+
+  bytes = {};
   struct Progress {
     uint64_t calls = 0, done = 0, total = 0;
     dsv3_cancel* cancel = nullptr;

@@ -101,6 +101,19 @@ TEST_CASE("structs of other versions") {
       offsetof(dsv3_convert_options, progress));
 }
 
+TEST_CASE("a latent cache is no larger than the machine's memory") {
+  const ModelHandle model = open_model();
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.cache_bytes = UINT64_MAX;
+  Error error;
+  dsv3_memory_estimate estimate = {};
+  estimate.struct_size = sizeof estimate;
+  REQUIRE(dsv3_estimate_memory(tiny_coder().c_str(), &options, &estimate, error.out()) == DSV3_OK);
+  CHECK(estimate.cache_bytes <= estimate.machine_bytes);
+  CHECK(estimate.cache_bytes > estimate.machine_bytes / 2);
+}
+
 TEST_CASE("structs that are filled: only up to the caller's size") {
   Fixture& f = shared();
   Error error;

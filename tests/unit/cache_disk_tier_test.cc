@@ -50,7 +50,7 @@ bool has(DiskTier* t, const std::vector<int32_t>& prefix, int value) {
 }
 
 std::vector<PrivateDirectory::Entry> entries_in(const std::string& path) {
-  const auto directory = PrivateDirectory::open(path);
+  const auto directory = PrivateDirectory::open(path, /*make=*/true);
   REQUIRE(directory.ok());
   auto entries = directory.value().list();
   REQUIRE(entries.ok());

@@ -68,6 +68,23 @@ TEST_CASE("an atomic file appears whole or not at all") {
   CHECK(AtomicFile::create(folder.file("none/out")).status().code() == Code::kNotFound);
 }
 
+TEST_CASE("an atomic file takes the place of nothing but a file") {
+  const test::TemporaryFolder folder;
+  const std::string fifo = folder.file("fifo"), directory = folder.file("directory");
+  REQUIRE(mkfifo(fifo.c_str(), 0600) == 0);
+  std::filesystem::create_directory(directory);
+  CHECK(AtomicFile::create(fifo).status().message().find("is a FIFO") != std::string::npos);
+  CHECK(AtomicFile::create(directory).status().message().find("is a directory") !=
+        std::string::npos);
+  CHECK(AtomicFile::create("/dev/null").status().message().find("is a device") !=
+        std::string::npos);
+  auto file = AtomicFile::create(folder.file("out"));
+  REQUIRE(file.ok());
+  REQUIRE(mkfifo(folder.file("out").c_str(), 0600) == 0);
+  CHECK(file->commit().message().find("is a FIFO") != std::string::npos);
+  CHECK(!std::filesystem::is_regular_file(folder.file("out")));
+}
+
 TEST_CASE("a full disk is a clear error") {
   if (access("/dev/full", W_OK) != 0) return;
   // Through AtomicFile nothing can be put on /dev/full itself; a write error looks the same.
