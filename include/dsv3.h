@@ -565,7 +565,7 @@ typedef void (*dsv3_notify_fn)(void *user);
 typedef struct dsv3_request_options {
   uint32_t struct_size;
   int32_t priority;    /* DSV3_PRIORITY_..., default INTERACTIVE */
-  uint64_t max_tokens; /* generated tokens at most, up to 2^31 - 1; default 256; 0: prompt only (warm-up) */
+  uint64_t max_tokens; /* generated at most, below 2^31; default 256; 0: prompt only (warm-up) */
   /* Sampling. The default is greedy. The order: bias, penalties, logits hook, temperature, top_k,
    * top_p, min_p. */
   float temperature; /* 0 (default): greedy */

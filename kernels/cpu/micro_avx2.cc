@@ -21,7 +21,7 @@ struct Avx2 {
   // MXFP4: four pairs of products of at most 24 * 127 each fit into 16 bits.
   using B = __m256i;
   static constexpr bool kMxUnsigned = true;
-  static constexpr int kMxRows = 4;
+  static constexpr int kMxRows = 6;
   static constexpr int kMxTiles = 1;
   static constexpr int kMxOneRowTiles = 2;
   static constexpr int kMxDirect = 6;
@@ -36,6 +36,16 @@ struct Avx2 {
       int32_t four;
       __builtin_memcpy(&four, x, sizeof four);
       part = _mm256_add_epi16(part, _mm256_maddubs_epi16(w, _mm256_set1_epi32(four)));
+    }
+    // The same in one piece, for as many sums as there are registers: GCC 12 adds products to each
+    // other first, and then keeps most of them in memory.
+    void dot_in_place(B w, const int8_t* x) {
+      int32_t four;
+      __builtin_memcpy(&four, x, sizeof four);
+      __m256i products;
+      asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+          : "+x"(part), "=&x"(products)
+          : "x"(w), "x"(_mm256_set1_epi32(four)));
     }
     void half() {
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));

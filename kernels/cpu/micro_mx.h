@@ -12,8 +12,9 @@
 // kMxUnsigned (weights are stored as 0..24: twelve too much), kMxRows and kMxTiles (of a register
 // block), kMxOneRowTiles (tiles that one row takes side by side), kMxDirect (as many rows widen the
 // weights in registers), kMxAhead (bytes; see fetch), Sum with
-//   begin(offset) / dot(b, x) (adds four products for each row; x: four activations) / half() after
-//   four of a block's eight dots / total() (vector I),
+//   begin(offset) / dot(b, x) (adds four products for each row; x: four activations), perhaps
+//   dot_in_place(b, x) for many rows / half() after four of a block's eight dots / total() (vector
+//   I),
 // mx_widen(p, lo, hi): 4 * kLanes packed bytes to weights, mx_scales(p): kLanes E8M0 codes to V.
 #pragma once
 
@@ -133,35 +134,46 @@ inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride
                          const uint8_t* ahead, const I8Block* const* x, float* out,
                          int64_t out_stride) {
   constexpr int kVectors = 16 / S::kLanes;
-  for (int v = 0; v < kVectors; ++v) {
-    typename S::Sum sum[kR][kT];
+  // Of two vectors a few rows take both at once, which share the activations.
+  constexpr int kV = kVectors == 2 && kR <= 3 ? 2 : 1;
+  for (int first = 0; first < kVectors; first += kV) {
+    typename S::Sum sum[kR][kT][kV];
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
-      for (int t = 0; t < kT; ++t) sum[r][t].begin(x[r]->offset);
+      for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kV; ++v) sum[r][t][v].begin(x[r]->offset);
+      }
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps / 2; ++i) {
 #pragma GCC unroll 4
       for (int t = 0; t < kT; ++t) {
-        typename S::B lo, hi;
-        const uint8_t* p = w + t * stride + i * 64 + v * 4 * S::kLanes;
-        if (v == 0) fetch<S, kR>(ahead + t * stride + i * 64);
-        S::mx_widen(p, &lo, &hi);
+        if (first == 0) fetch<S, kR>(ahead + t * stride + i * 64);
+#pragma GCC unroll 2
+        for (int v = 0; v < kV; ++v) {
+          typename S::B lo, hi;
+          S::mx_widen(w + t * stride + i * 64 + (first + v) * 4 * S::kLanes, &lo, &hi);
 #pragma GCC unroll 8
-        for (int r = 0; r < kR; ++r) {
-          sum[r][t].dot(lo, x[r]->q + 8 * i);
-          sum[r][t].dot(hi, x[r]->q + 8 * i + 4);
-          if (i == 1 || i == 3) sum[r][t].half();
+          for (int r = 0; r < kR; ++r) {
+            sum[r][t][v].dot(lo, x[r]->q + 8 * i);
+            sum[r][t][v].dot(hi, x[r]->q + 8 * i + 4);
+            if (i == 1 || i == 3) sum[r][t][v].half();
+          }
         }
       }
     }
 #pragma GCC unroll 4
     for (int t = 0; t < kT; ++t) {
-      const typename S::V scale = S::mx_scales(scales + t * stride + v * S::kLanes);
+#pragma GCC unroll 2
+      for (int v = 0; v < kV; ++v) {
+        const int column = (first + v) * S::kLanes;
+        const typename S::V scale = S::mx_scales(scales + t * stride + column);
 #pragma GCC unroll 8
-      for (int r = 0; r < kR; ++r) {
-        add_block<S>(scale, x[r], sum[r][t], out + r * out_stride + 16 * t + v * S::kLanes);
+        for (int r = 0; r < kR; ++r) {
+          add_block<S>(scale, x[r], sum[r][t][v], out + r * out_stride + 16 * t + column);
+        }
       }
     }
   }
@@ -246,6 +258,15 @@ inline void widen(const uint8_t* p, int64_t stride, int32_t tiles, int32_t block
   }
 }
 
+template <class S>
+inline void add_widened(const typename S::B& w, const int8_t* x, typename S::Sum* sum) {
+  if constexpr (requires { sum->dot_in_place(w, x); }) {
+    sum->dot_in_place(w, x);
+  } else {
+    sum->dot(w, x);
+  }
+}
+
 // kR rows and kC vectors of columns from `column` on, all blocks of a group. Everything unrolled:
 // GCC 12 keeps sums in memory otherwise.
 template <class S, int kR, int kC>
@@ -280,7 +301,7 @@ inline void block_rows(const GemmArgs& a, const Widened<S>& w, int32_t first_blo
       for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
         for (int c = 0; c < kC; ++c) {
-          sum[r][c].dot(b[c], x[r][i].q + 4 * s);
+          add_widened<S>(b[c], x[r][i].q + 4 * s, &sum[r][c]);
           if (s % 4 == 3) sum[r][c].half();
         }
       }

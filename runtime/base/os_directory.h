@@ -36,9 +36,9 @@ class PrivateDirectory {
     int fd_;
   };
 
-  // Makes the directory where it is missing (its parent must exist), if `make`. One that belongs to somebody
-  // else, or that others may enter, is refused, as is what is no directory. A symbolic link is
-  // followed only in the path above it.
+  // Makes the directory where it is missing (its parent must exist), if `make`. One that belongs to
+  // somebody else, or that others may enter, is refused, as is what is no directory. A symbolic
+  // link is followed only in the path above it.
   static Result<PrivateDirectory> open(const std::string& path, bool make);
   PrivateDirectory(PrivateDirectory&& other) noexcept;
   PrivateDirectory& operator=(PrivateDirectory&&) = delete;
