@@ -143,6 +143,13 @@ Status Engine::start() {
   if (!options_.disk_cache_dir.empty()) {
     const uint64_t bytes =
         options_.disk_cache_bytes == 0 ? kDefaultDiskCacheBytes : options_.disk_cache_bytes;
+    const uint64_t page = latent_identity().page_bytes;
+    if (bytes < page) {
+      return make_field_error(Code::kInvalidArgument, "disk_cache_bytes",
+                              "disk_cache_bytes is %" PRIu64 ", expected at least %" PRIu64
+                              ": one page of %lld tokens",
+                              bytes, page, static_cast<long long>(kPageTokens));
+    }
     DSV3_ASSIGN(disk_, DiskCache::open(options_.disk_cache_dir, bytes, latent_identity()));
     DSV3_TRY(disk_->start(shared_from_this()));
   }

@@ -318,6 +318,9 @@ Status Model::check_unchanged() const {
   return {};
 }
 
-Status Model::verify(const Progress& progress) const { return impl_->verify(progress); }
+Status Model::verify(const Progress& progress) const {
+  DSV3_TRY(check_unchanged());
+  return impl_->verify(progress);
+}
 
 }  // namespace dsv3

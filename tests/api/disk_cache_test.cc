@@ -167,6 +167,11 @@ TEST_CASE("directories that cannot serve are refused when the context is made") 
   CHECK(error.message().find("is a symbolic link") != std::string::npos);
   CHECK(refused("") == DSV3_E_INVALID_ARGUMENT);
   CHECK(error.field() == "disk_cache_dir");
+  options.disk_cache_bytes = 1;
+  CHECK(refused(folder.file("none")) == DSV3_E_INVALID_ARGUMENT);
+  CHECK(error.field() == "disk_cache_bytes");
+  CHECK(!std::filesystem::exists(folder.file("none")));
+  options.disk_cache_bytes = 0;
   options.prefix_cache = 0;
   CHECK(refused(folder.file("unused")) == DSV3_E_INVALID_ARGUMENT);
   CHECK(error.field() == "disk_cache_dir");
