@@ -1,5 +1,6 @@
 #include "common.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -78,6 +79,16 @@ void Interrupt::renew() {
 
 // -----------------------------------------------------------------------------------------
 // terminal
+
+void occupy_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    // open() takes the lowest free descriptor: this one. Read-only, also for the output: what is
+    // written there has to fail, not to vanish.
+    if (fcntl(stream, F_GETFD) == -1 && open("/dev/null", O_RDONLY) == -1) {
+      throw Failure(std::string("/dev/null: cannot open: ") + std::strerror(errno));
+    }
+  }
+}
 
 bool stdout_is_terminal() { return isatty(STDOUT_FILENO) == 1; }
 bool stderr_is_terminal() { return isatty(STDERR_FILENO) == 1; }

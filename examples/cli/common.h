@@ -5,6 +5,7 @@
 #include <dsv3.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -95,7 +96,8 @@ class Interrupt {
   Interrupt& operator=(const Interrupt&) = delete;
   dsv3_cancel* token() const { return token_.get(); }
   bool is_set() const { return dsv3_cancel_is_set(token_.get()) != 0; }
-  void renew();  // a fresh token, and the handlers armed again: a chat's next turn
+  // A fresh token, and the handlers armed again: for a chat's next turn, for the session's save.
+  void renew();
 
  private:
   Cancel token_;
@@ -104,6 +106,9 @@ class Interrupt {
 // -----------------------------------------------------------------------------------------
 // terminal
 
+// Opens /dev/null in the place of standard streams that are closed, so that no file that is opened
+// later becomes one of them.
+void occupy_standard_streams();
 bool stdout_is_terminal();
 bool stderr_is_terminal();
 // Writes to standard output at once; throws Failure when that fails (a full disk, for example).
@@ -149,7 +154,8 @@ std::string human_rate(double per_second);  // "3,912"
 // numbers of options
 
 // "--threads: -3 is not in [0, 1024]", both bounds being allowed. CLI11's own checks write the 300
-// digits of the largest double where there is no upper bound, and let a NaN pass.
+// digits of the largest double where there is no upper bound, and let a NaN pass. Its conversions
+// are strtoull()'s: -1 and what is beyond 64 bits become 2^64 - 1, silently.
 template <class T>
 CLI::Validator in_range(T low, T high) {
   const auto text = [](T bound) {
@@ -159,7 +165,11 @@ CLI::Validator in_range(T low, T high) {
   const std::string range = "in [" + text(low) + ", " + text(high) + "]";
   const auto check = [=](std::string& input) {
     T value = {};
-    const bool inside = CLI::detail::lexical_cast(input, value) && value >= low && value <= high;
+    errno = 0;
+    bool inside = CLI::detail::lexical_cast(input, value) && value >= low && value <= high;
+    if constexpr (std::is_unsigned_v<T>) {
+      inside = inside && errno != ERANGE && input.find('-') == std::string::npos;
+    }
     return inside ? std::string() : input + " is not " + range;
   };
   return CLI::Validator(check, range);

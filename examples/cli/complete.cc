@@ -154,8 +154,10 @@ void add_complete(CLI::App& app, Main& main) {
   command
       ->add_option("--context", o->context_tokens,
                    "use at most so many tokens around the cursor; 0: what the model can read")
+      ->check(in_range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--show", o->show, "show so many lines before and behind the completion too")
+      ->check(in_range(uint64_t{0}, uint64_t{1'000'000'000}))
       ->capture_default_str();
   o->context.add_to(*command);
   o->sampling.add_to(*command);

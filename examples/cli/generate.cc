@@ -56,14 +56,16 @@ void run(Options& o, Main& main) {
   });
   if (o.echo && !o.output.machine()) write_out(prompt);
   const Generation result = generate(session.get(), options, o.output);
-  if (!o.save.empty()) {
-    const dsv3_session_io io = session_file(o.save, interrupt);
-    call([&](dsv3_error** e) { return dsv3_session_save(session.get(), &io, e); });
-  }
   if (o.output.json) write_json(to_json(model.get(), result, o.sampling.logprobs));
   if (!o.output.machine()) write_out("\n");
   report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
   main.exit_code = exit_code(result);
+  if (o.save.empty()) return;
+  // After the answer, which a save that fails leaves alone. What ended the answer does not end the
+  // save as well; another Ctrl-C does.
+  if (interrupt.is_set()) interrupt.renew();
+  const dsv3_session_io io = session_file(o.save, interrupt);
+  call([&](dsv3_error** e) { return dsv3_session_save(session.get(), &io, e); });
 }
 
 }  // namespace

@@ -1,15 +1,25 @@
 // The `dsv3` tool: everything a user does with a model from a shell, over dsv3.h alone.
+#include <algorithm>
 #include <new>
+#include <sstream>
 
 #include "commands.h"
 #include "common.h"
 
 namespace {
 
-int report_failure(const cli::Failure& failure, bool json) {
+// Main::json as long as no command has read its options: what is wrong with them is reported too.
+bool asks_for_json(int argc, char** argv) {
+  return std::any_of(argv, argv + argc, [](std::string_view argument) {
+    return argument == "--json" || argument == "--json-events";
+  });
+}
+
+// `text` is what people read on stderr.
+int report(const cli::Failure& failure, const std::string& text, bool json) {
   // A wrong argument is the user's to mend; everything else is a failure.
   const bool misuse = failure.status() == DSV3_E_INVALID_ARGUMENT;
-  cli::write_err(std::string("dsv3: ") + failure.what() + "\n");
+  cli::write_err(text);
   if (json) {
     cli::Json error = {
         {"status", failure.status() == DSV3_OK ? "tool" : dsv3_status_name(failure.status())},
@@ -25,8 +35,33 @@ int report_failure(const cli::Failure& failure, bool json) {
   return misuse ? cli::kExitMisused : cli::kExitFailed;
 }
 
+int report_failure(const cli::Failure& failure, bool json) {
+  return report(failure, std::string("dsv3: ") + failure.what() + "\n", json);
+}
+
+// Parses the command line, which runs the command.
+int execute(const cli::Main& state, CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream out, err;  // so that write_out() sees what cannot be written
+    const bool asked = app.exit(error, out, err) == 0;  // for --help or --version
+    if (!asked) {
+      return report(cli::Failure(error.what(), DSV3_E_INVALID_ARGUMENT), err.str(), state.json);
+    }
+    cli::write_out(out.str());
+    return cli::kExitDone;
+  }
+  // Not require_subcommand(): that would hide what is wrong with a command that is misspelt.
+  if (app.get_subcommands().empty()) {
+    throw cli::Misuse("a subcommand is required, see dsv3 --help");
+  }
+  return state.exit_code;
+}
+
 int run(int argc, char** argv) {
   cli::Main state;
+  state.json = asks_for_json(argc, argv);
   CLI::App app("Models of the DeepSeek-V3 family on this machine", "dsv3");
   app.set_version_flag("--version", std::string("dsv3 ") + dsv3_version_string());
   app.failure_message(CLI::FailureMessage::simple);
@@ -44,13 +79,8 @@ int run(int argc, char** argv) {
   cli::add_bench(app, state);
   cli::add_serve_bench(app, state);
   try {
-    app.parse(argc, argv);
-    // Not require_subcommand(): that would hide what is wrong with a command that is misspelt.
-    if (app.get_subcommands().empty())
-      throw cli::Misuse("a subcommand is required, see dsv3 --help");
-    return state.exit_code;
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? cli::kExitDone : cli::kExitMisused;
+    cli::occupy_standard_streams();
+    return execute(state, app, argc, argv);
   } catch (const cli::Misuse& misuse) {
     return report_failure(cli::Failure(misuse.what(), DSV3_E_INVALID_ARGUMENT), state.json);
   } catch (const cli::Failure& failure) {

@@ -132,7 +132,8 @@ void SamplingOptions::add_to(CLI::App& app) {
   const auto add = [&](const char* name, auto& variable, const char* help) {
     return app.add_option(name, variable, help)->capture_default_str()->group(kSamplingGroup);
   };
-  add("-n,--max-tokens", max_tokens, "at most so many new tokens");
+  add("-n,--max-tokens", max_tokens, "at most so many new tokens")
+      ->check(in_range(uint64_t{0}, uint64_t{INT32_MAX}));
   add("--temperature", temperature, "0: always the most probable token");
   add("--top-k", top_k, "sample from the k most probable tokens; 0: off");
   add("--top-p", top_p, "sample from the most probable tokens that hold p together; 1: off");
@@ -140,7 +141,8 @@ void SamplingOptions::add_to(CLI::App& app) {
   add("--repetition-penalty", repetition_penalty, "1: off");
   add("--presence-penalty", presence_penalty, "0: off");
   add("--frequency-penalty", frequency_penalty, "0: off");
-  add("--seed", seed, "the same seed gives the same text");
+  add("--seed", seed, "the same seed gives the same text")
+      ->check(in_range(uint64_t{0}, UINT64_MAX));
   app.add_option("--stop", stop, "end before this text (may be repeated)")
       ->take_all()
       ->allow_extra_args(false)
@@ -161,6 +163,7 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->check(in_range(0, 64))
       ->group(kOutputGroup);
   app.add_option("--deadline-ms", deadline_ms, "give up after so many milliseconds; 0: never")
+      ->check(in_range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str()
       ->group(kSamplingGroup);
   app.add_option("--speculate", speculate,

@@ -115,6 +115,7 @@ void add_perplexity(CLI::App& app, Main& main) {
       ->check(in_range(uint64_t{2}, uint64_t{1} << 40))
       ->capture_default_str();
   command->add_option("--limit", o->limit, "use the first so many tokens alone; 0: all")
+      ->check(in_range(uint64_t{0}, uint64_t{1} << 40))
       ->capture_default_str();
   command->add_flag("--json", o->json, "print the result as JSON");
   command->callback([o, &main] { run(*o, main); });

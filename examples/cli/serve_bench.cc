@@ -147,7 +147,9 @@ void add_serve_bench(CLI::App& app, Main& main) {
       ->add_option("--job", l.job_tokens, "tokens of a background job's prompt, and of its answer")
       ->check(at_least(1))
       ->capture_default_str();
-  command->add_option("--seed", l.seed, "of prompts and pauses")->capture_default_str();
+  command->add_option("--seed", l.seed, "of prompts and pauses")
+      ->check(in_range(uint64_t{0}, UINT64_MAX))
+      ->capture_default_str();
   command->add_flag("--json", o->json, "print one JSON object");
   o->context.add_to(*command);
   command->callback([o, &main] { run(*o, main); });

@@ -1,6 +1,7 @@
 // The `dsv3` tool where it generates: complete, generate and chat.
 #include <doctest/doctest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -211,11 +212,74 @@ TEST_CASE("generate: Ctrl-C and a deadline end it with 1 and what came so far") 
   CHECK(Json::parse(late.out).at("finish_reason") == "deadline");
 }
 
+TEST_CASE("generate: a session that was saved after Ctrl-C goes on where it was") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("s.session");
+  const Run stopped = dsv3(generate({"-n", "2000", "--ignore-eos", "--json-events", "--kernels",
+                                     "ref", "--save-session", path}),
+                           {.interrupt_on_output = true});
+  CHECK(stopped.code == 1);
+  REQUIRE_MESSAGE(std::filesystem::exists(path), stopped.err);
+  Json tokens = Json::array();
+  for (const Json& line : json_lines(stopped.out)) {
+    REQUIRE_MESSAGE(!line.contains("error"), stopped.out);
+    if (line.at("event") != "text") continue;
+    tokens.insert(tokens.end(), line.at("tokens").begin(), line.at("tokens").end());
+  }
+  const Run rest = dsv3({"generate", tiny_coder_file(), "--load-session", path, "-n", "5",
+                         "--ignore-eos", "--json", "--kernels", "ref"});
+  REQUIRE_MESSAGE(rest.code == 0, rest.err);
+  const Json more = Json::parse(rest.out).at("tokens");
+  tokens.insert(tokens.end(), more.begin(), more.end());
+  const Run all = dsv3(generate(
+      {"-n", std::to_string(tokens.size()), "--ignore-eos", "--json", "--kernels", "ref"}));
+  CHECK(Json::parse(all.out).at("tokens") == tokens);
+}
+
+TEST_CASE("generate: a session that cannot be saved does not take the answer with it") {
+  const std::string path = scratch_file("no/such/folder.session");
+  const Run machine = dsv3(generate({"-n", "3", "--json", "--save-session", path}));
+  CHECK(machine.code == 1);
+  const std::vector<Json> lines = json_lines(machine.out);
+  REQUIRE(lines.size() == 2);
+  CHECK(lines[0].at("tokens").size() == 3);
+  CHECK(contains(lines[1].at("error").at("message"), path));
+  const Run human = dsv3(generate({"-n", "3", "--save-session", path}));
+  CHECK(human.code == 1);
+  CHECK(contains(human.err, path));
+  CHECK(human.out == lines[0].at("text").get<std::string>() + "\n");
+}
+
 TEST_CASE("a full disk is an error, not silence") {
   const Run result = dsv3(generate({"-n", "3"}), {.output_path = "/dev/full"});
   CHECK(result.code == 1);
   CHECK(contains(result.err, "cannot write standard output"));
 }
+
+#ifndef DSV3_EMULATED  // the shell starts the tool itself
+TEST_CASE("what was closed does not become another file: the trace holds a trace alone") {
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  const std::string tool = here / "../../examples/cli/dsv3";
+  const std::string trace = scratch_file("closed.json");
+  const auto without = [&](const std::string& closed) {
+    std::filesystem::remove(trace);
+    std::vector<std::string> command = {"sh", "-c", "exec \"$@\" " + closed, "sh", tool};
+    const std::vector<std::string> arguments = generate({"-n", "3", "--trace", trace});
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    const Run result = run(command);
+    CAPTURE(closed);
+    CHECK(Json::accept(read_bytes(trace)));
+    return result;
+  };
+  const Run output = without(">&-");
+  CHECK(output.code == 1);
+  CHECK_MESSAGE(contains(output.err, "cannot write standard output"), output.err);
+  CHECK(without("<&- >&- 2>&-").code == 1);
+  const Run others = without("<&- 2>&-");
+  CHECK(others.code == 0);
+  CHECK(others.out == dsv3(generate({"-n", "3"})).out);
+}
+#endif
 
 TEST_CASE("complete: a cursor in a file, or two files") {
   const std::string file = scratch_file("circle.py");

@@ -53,7 +53,6 @@ TEST_CASE("used wrongly is 2, with a word about what is wrong") {
       {{"generate", "x.dsv3", "--prompt", "a", "--residency", "cloud"}, "--residency"},
       {{"generate", "x.dsv3", "--prompt", "a", "--threads", "-1"}, "--threads"},
       {{"generate", "x.dsv3", "--prompt", "a", "--logprobs", "65"}, "--logprobs"},
-      {{"generate", "x.dsv3", "--prompt", "a", "--json", "--json-events"}, "--json"},
       {{"generate", "x.dsv3", "--prompt", "a", "--logit-bias", "5"}, "ID=BIAS"},
       {{"generate", "x.dsv3", "--prompt", "a", "--logit-bias", "x=1"}, "ID=BIAS"},
       {{"complete", "x.dsv3"}, "--prefix-file"},
@@ -72,6 +71,26 @@ TEST_CASE("a number out of its range: the option, the number, the range") {
       {{"generate", "x", "--prompt", "a", "--logprobs", "65"}, "--logprobs: 65 is not in [0, 64]"},
       {{"generate", "x", "--prompt", "a", "--cache-mb", "-1"},
        "--cache-mb: -1 is not in [0, 1099511627776]"},
+      // What strtoull() would make 1 of.
+      {{"generate", "x", "--prompt", "a", "--cache-mb", "-18446744073709551615"},
+       "--cache-mb: -18446744073709551615 is not in [0, 1099511627776]"},
+      {{"generate", "x", "--prompt", "a", "-n", "-1"},
+       "--max-tokens: -1 is not in [0, 2147483647]"},
+      {{"generate", "x", "--prompt", "a", "-n", "2147483648"},
+       "--max-tokens: 2147483648 is not in [0, 2147483647]"},
+      {{"generate", "x", "--prompt", "a", "-n", "99999999999999999999"},
+       "--max-tokens: 99999999999999999999 is not in [0, 2147483647]"},
+      {{"generate", "x", "--prompt", "a", "--deadline-ms", "-1"},
+       "--deadline-ms: -1 is not in [0, 1099511627776]"},
+      {{"generate", "x", "--prompt", "a", "--seed", "-1"},
+       "--seed: -1 is not in [0, 18446744073709551615]"},
+      {{"generate", "x", "--prompt", "a", "--seed", "18446744073709551616"},
+       "--seed: 18446744073709551616 is not in [0, 18446744073709551615]"},
+      {{"complete", "x", "--context", "-1"}, "--context: -1 is not in [0, 1099511627776]"},
+      {{"complete", "x", "--show", "-1"}, "--show: -1 is not in [0, 1000000000]"},
+      {{"perplexity", "x", "--text", "t", "--limit", "-1"},
+       "--limit: -1 is not in [0, 1099511627776]"},
+      {{"serve-bench", "x", "--seed", "-1"}, "--seed: -1 is not in [0, 18446744073709551615]"},
       {{"bench", "--shape", "tiny", "--layers", "-3"}, "--layers: -3 is not in [0, 1024]"},
       {{"bench", "--shape", "tiny", "--repeats", "101"}, "--repeats: 101 is not in [1, 100]"},
       {{"complete", "x", "--file", "a", "--line", "0"}, "--line: 0 is not in [1, 1000000000]"},
@@ -92,6 +111,37 @@ TEST_CASE("a number out of its range: the option, the number, the range") {
   const Run ends = dsv3({"complete", "x", "--file", "a", "--line", "1000000000"});
   CHECK(ends.code == 1);  // allowed: what is missing is the file
   CHECK_FALSE(contains(ends.err, "--line"));
+  const Run largest = dsv3({"generate", "x", "--prompt", "a", "-n", "2147483647", "--seed",
+                            "18446744073709551615", "--deadline-ms", "1099511627776"});
+  CHECK_MESSAGE(largest.code == 1, largest.err);
+}
+
+TEST_CASE("used wrongly, and a program asks: the same message as JSON") {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--json"}, "--json"},
+      {{"frobnicate", "--json"}, "frobnicate"},
+      {{"inspect", "--json"}, "FILE"},
+      {{"generate", "x.dsv3", "--json"}, "--prompt"},
+      {{"generate", "x.dsv3", "--json-events"}, "--prompt"},
+      {{"generate", "x.dsv3", "--prompt", "a", "--temperature", "abc", "--json"}, "--temperature"},
+      {{"generate", "x.dsv3", "--json-events", "--prompt", "a", "--threads", "-1"}, "--threads"},
+      {{"generate", "x.dsv3", "--prompt", "a", "--colour", "--json"}, "--colour"},
+      {{"generate", "x.dsv3", "--prompt", "a", "--json", "--json-events"}, "--json"},
+  };
+  for (const auto& [arguments, expected] : cases) {
+    const Run result = dsv3(arguments);
+    CAPTURE(expected);
+    CAPTURE(result.err);
+    CHECK(result.code == 2);
+    CHECK(contains(result.err, expected));
+    REQUIRE(json_lines(result.out).size() == 1);
+    const Json error = Json::parse(result.out).at("error");
+    CHECK(error.at("status") == "DSV3_E_INVALID_ARGUMENT");
+    const std::string message = error.at("message");
+    CHECK_MESSAGE(contains(message, expected), message);
+    CHECK(contains(result.err, message));
+    CHECK(error.at("retryable") == false);
+  }
 }
 
 TEST_CASE("help and version are 0") {
@@ -104,6 +154,12 @@ TEST_CASE("help and version are 0") {
   const Run version = dsv3({"--version"});
   CHECK(version.code == 0);
   CHECK(version.out == "dsv3 0.1.0\n");
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"--help"}, {"generate", "--help"}, {"--version"}}) {
+    const Run full = dsv3(arguments, {.output_path = "/dev/full"});
+    CHECK(full.code == 1);
+    CHECK_MESSAGE(contains(full.err, "cannot write standard output"), full.err);
+  }
 }
 
 TEST_CASE("a file that is not there, and one that is no model, are 1 and named") {
