@@ -135,7 +135,7 @@ inline constexpr int kLatentPageTokens = 64;
 
 // Raised with every change that lets any set compute other bits for the same inputs, so that saved
 // latents of an older library are not continued with a newer one's.
-inline constexpr uint32_t kNumericRevision = 2;
+inline constexpr uint32_t kNumericRevision = 3;
 
 // Consecutive rows of a batch that belong to one sequence, at consecutive positions.
 struct SequenceRows {
@@ -201,7 +201,7 @@ struct RopeAppendArgs {
 //   ql[h]  = W_UK[h] q_nope[h]                                   [kv_lora_rank]
 //   s[p]   = softmax_scale * (ql[h] . latent[p] + q_rope[h] . k_rope[p])   p in [first_key,
 //   position] out[h] = W_UV[h] (sum_p softmax(s)[p] latent[p])             [v_head_dim]
-// Keys are split at fixed positions (multiples of the device's split) and combined in order. Where
+// Keys are split at fixed positions (the device's) and combined in order. Where
 // expands() says so, a device may compute the same from a head's own keys W_UK[h]^T latent[p] and
 // values W_UV[h] latent[p] (ref does not).
 struct MlaAttentionArgs {

@@ -103,11 +103,13 @@ void AttentionJob::absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf quer
   multiply(args->w_uk, head, s, rows, worker, keep);
 }
 
-// part, max and sum of the keys [begin, begin + kKeySplit) that the block has.
-void AttentionJob::split(const Block& b, AttentionScratch& s, int64_t begin, int worker) const {
+// part, max and sum of the split's keys that the block has.
+void AttentionJob::attend_keys(const Block& b, AttentionScratch& s, int64_t split,
+                               int worker) const {
   const Micro& micro = *device->micro_;
   const int32_t pairs = even(args->shape.latent_dim()) / 2;
-  const int64_t end = std::min(begin + kKeySplit, b.keys());
+  const int64_t begin = split_begin(split);
+  const int64_t end = std::min(split_begin(split + 1), b.keys());
   const int32_t split_first = first_query(b, begin);
   std::fill(s.max + split_first, s.max + b.queries(), -std::numeric_limits<float>::infinity());
   std::fill(s.sum + split_first, s.sum + b.queries(), 0.0f);
@@ -239,10 +241,9 @@ void AttentionJob::attend(const Block& block, int worker) const {
     for (int32_t r = 0; r < block.rows(); ++r) s.query_rows[r * block.heads + h] = query_of(r);
     if (!shared) absorb(head, block.rows(), row_of, query_of, s, worker);
   }
-  const int64_t first = first_split() * kKeySplit;
-  for (int64_t key = first; key < block.keys(); key += kKeySplit) {
-    split(block, s, key, worker);
-    join(block, s, first_query(block, key), key == first);
+  for (int64_t split = first_split(); split_begin(split) < block.keys(); ++split) {
+    attend_keys(block, s, split, worker);
+    join(block, s, first_query(block, split_begin(split)), split == first_split());
   }
   for (int32_t h = 0; h < block.heads; ++h) {
     const int32_t head = block.first_head + h;
@@ -256,11 +257,11 @@ void AttentionJob::attend(const Block& block, int worker) const {
   }
 }
 
-void AttentionJob::attend_split(const Block& block, int64_t key, int worker) const {
+void AttentionJob::attend_split(const Block& block, int64_t split, int worker) const {
   if (block.rows() > 1 && rows_must_part(block)) {
     for (int32_t row = block.begin; row < block.end; ++row) {
       const Block alone{block.seq, row, row + 1, block.first_head, block.heads, block.shared};
-      if (key < alone.keys()) attend_split(alone, key, worker);
+      if (split_begin(split) < alone.keys()) attend_split(alone, split, worker);
     }
     return;
   }
@@ -269,10 +270,10 @@ void AttentionJob::attend_split(const Block& block, int64_t key, int worker) con
     s.query_rows[q] = shared_query(block.shared + block.begin + q / block.heads,
                                    block.first_head + q % block.heads);
   }
-  split(block, s, key, worker);
-  for (int32_t q = first_query(block, key); q < block.queries(); ++q) {
+  attend_keys(block, s, split, worker);
+  for (int32_t q = first_query(block, split_begin(split)); q < block.queries(); ++q) {
     float* part = part_of(block.shared + block.begin + q / block.heads,
-                          block.first_head + q % block.heads, key / kKeySplit - first_split());
+                          block.first_head + q % block.heads, split - first_split());
     std::copy_n(s.part + q * s.value_columns, s.value_columns, part);
     part[s.value_columns] = s.max[q];
     part[s.value_columns + 1] = s.sum[q];

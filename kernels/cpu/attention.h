@@ -1,14 +1,31 @@
 // What the parts of mla_attention share, and its scratch, which cpu_device.cc sizes.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cpu/micro.h"
 #include "kernels/kernels.h"
 #include "runtime/base/alloc.h"
 
 namespace dsv3::kernels {
 
-// Keys are split at multiples of this; each split has a softmax of its own, joined in order.
-inline constexpr int64_t kKeySplit = 1024;
+// Keys are split at fixed positions; each split has a softmax of its own, joined in order. The first
+// are short, so that a few thousand keys are work enough for many threads; where there are more,
+// long ones are, and cost less to join.
+inline constexpr int64_t kShortSplit = 256;
+inline constexpr int64_t kShortSplits = 16;
+inline constexpr int64_t kLongSplit = 1024;
+// The first key of a split, and the split that a key is in.
+constexpr int64_t split_begin(int64_t split) {
+  return std::min(split, kShortSplits) * kShortSplit +
+         std::max<int64_t>(0, split - kShortSplits) * kLongSplit;
+}
+constexpr int64_t split_of(int64_t key) {
+  const int64_t after_short = key - kShortSplits * kShortSplit;
+  return after_short < 0 ? key / kShortSplit : kShortSplits + after_short / kLongSplit;
+}
+static_assert(split_of(split_begin(kShortSplits)) == kShortSplits);
+static_assert(split_of(split_begin(kShortSplits + 1) - 1) == kShortSplits);
 // (row, head) pairs that one task takes through the keys together: they share every page it loads.
 inline constexpr int32_t kMaxQueries = 128;
 // Rows of one sequence in one task at most.
@@ -21,7 +38,7 @@ inline constexpr int32_t kSharedRows = 64;
 // Parts of heads' results from splits that there is room for, (row, head, split) each; and when
 // there are too few tasks, so many heads stay together all the same, for with fewer queries a
 // page's values are rearranged for little.
-inline constexpr int64_t kSplitParts = 4096;
+inline constexpr int64_t kSplitParts = 8192;
 inline constexpr int32_t kFewHeads = 8;
 
 constexpr int32_t round64(int32_t n) { return (n + 63) / 64 * 64; }

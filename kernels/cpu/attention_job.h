@@ -79,9 +79,9 @@ struct AttentionJob {
             device->workers_[static_cast<size_t>(worker)].attention.get()};
   }
   void attend(const Block& block, int worker) const;
-  // The same for the keys [key, key + kKeySplit) alone, up to their part of the result.
-  void attend_split(const Block& block, int64_t key, int worker) const;
-  void split(const Block& block, AttentionScratch& s, int64_t begin, int worker) const;
+  // The same for the keys of one split alone, up to their part of the result.
+  void attend_split(const Block& block, int64_t split, int worker) const;
+  void attend_keys(const Block& block, AttentionScratch& s, int64_t split, int worker) const;
   void join(const Block& block, AttentionScratch& s, int32_t first, bool only) const;
   // The same for one query: its total and what belongs to it, and a part with its max and sum.
   void join(AttentionScratch& s, int32_t query, const float* part, float max, float sum,
@@ -102,9 +102,9 @@ struct AttentionJob {
   bool shares(const SequenceRows& seq, int32_t before) const {
     return seq.rows <= kFewRows && before + seq.rows <= most_shared;
   }
-  int64_t first_split() const { return args->first_key / kKeySplit; }
+  int64_t first_split() const { return split_of(args->first_key); }
   int64_t splits_of(const SequenceRows& seq) const {
-    return (seq.first_position + seq.rows - 1) / kKeySplit + 1 - first_split();
+    return split_of(seq.first_position + seq.rows - 1) + 1 - first_split();
   }
   // Tasks of the phase that attends, for a sequence; and those of them that differ in heads alone.
   int32_t head_blocks(bool shared) const {

@@ -32,7 +32,7 @@ void AttentionJob::attend_task(void* context, int index, int worker) {
       const int32_t head = head_block * job.shared_head_step;
       const int32_t count = std::min(job.shared_head_step, heads - head);
       job.attend_split({&seq, 0, seq.rows, head, count, shared},
-                       (job.first_split() + block) * kKeySplit, worker);
+                       job.first_split() + block, worker);
       return;
     }
     // Later rows have more keys: they come first, so that the last tasks are short.
@@ -56,7 +56,7 @@ size_t AttentionJob::share_rows() {
     if (!shares(seq, shared_rows)) continue;
     ++sequences;
     for (int32_t r = 0; r < seq.rows; ++r) {
-      const int64_t split = (seq.first_position + r) / kKeySplit;
+      const int64_t split = split_of(seq.first_position + r);
       device->attention_rows_[static_cast<size_t>(shared_rows)] = seq.row_begin + r;
       // More than there is room for are as many as just one more.
       first_part[shared_rows + 1] = static_cast<int32_t>(
@@ -122,7 +122,7 @@ void CpuDevice::latent_attention(const MlaAttentionArgs& args) {
   AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1};
   const size_t sharing = job.share_rows();
   job.choose_heads();
-  if (job.has_long_shared()) {
+  if (threads() > 1 && job.has_long_shared()) {
     const int32_t heads_otherwise = job.head_step;
     job.by_splits = true;
     job.choose_heads();

@@ -401,7 +401,7 @@ void bench_all(Bench& bench) {
   const k::MlaShape lite{16, 512, 128, 64, 128};
   const k::MlaShape v3{128, 512, 128, 64, 128};
   const k::MlaShape tiny{4, 128, 64, 32, 64};
-  for (const int64_t context : {128, 4096, 16384}) {
+  for (const int64_t context : {128, 512, 1024, 2048, 4096, 16384}) {
     bench_attention(bench, "v2-lite", lite, 1, context);
     bench_attention(bench, "v2-lite", lite, 4, context);
   }

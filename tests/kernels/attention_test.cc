@@ -31,7 +31,7 @@ TEST_CASE("attention: every shape against ref, whole prompt") {
 TEST_CASE("attention: many splits of the keys against ref, decode") {
   Random random(21);
   Model m = random_model(random, {2, 32, 16, 8, 16}, k::DType::kBF16);
-  const int64_t length = kEmulated ? 2100 : 3000;  // beyond the second split
+  const int64_t length = kEmulated ? 2100 : 5200;  // up to the second of the long splits
   const Sequence s = random_sequence(random, m, length);
   for (const int64_t first_key : {0, 1}) {
     m.first_key = first_key;
@@ -48,7 +48,7 @@ TEST_CASE("attention: bits do not depend on chunks, threads or neighbours in the
   for (const k::MlaShape& shape : {kUsual, k::MlaShape{kEmulated ? 3 : 5, 20, 12, 6, 10}}) {
     Model m = random_model(random, shape, k::DType::kF8E4M3, 64);
     m.first_key = shape.heads % 2;
-    const int64_t length = kEmulated ? 1100 : 1200;  // beyond the first split
+    const int64_t length = kEmulated ? 1100 : 1200;  // four splits and some
     const Sequence s = random_sequence(random, m, length);
     const Sequence other = random_sequence(random, m, length);
     for (const std::string& set : fast_sets()) {
@@ -138,7 +138,7 @@ TEST_CASE("attention: long sequences, split among threads, with the bits they ha
     if (kEmulated && shape.heads == 40) continue;
     Model m = random_model(random, shape, k::DType::kF8E4M3, 64);
     m.first_key = shape.heads % 2;
-    const int64_t length = kEmulated ? 1100 : 2300;
+    const int64_t length = kEmulated ? 1100 : 5300;  // up to the second of the long splits
     const Sequence s = random_sequence(random, m, length);
     // Rows before one of NaN in the same step keep their bits, at the end of a split too.
     Sequence bad = s;
