@@ -7,6 +7,7 @@
 
 #include "runtime/base/alloc.h"
 #include "runtime/base/checked.h"
+#include "runtime/forward/activations.h"
 
 namespace dsv3 {
 namespace {
@@ -15,16 +16,6 @@ namespace {
 constexpr int64_t kDiskGraceNs = 1'000'000'000;
 constexpr int64_t kPageTokens = kernels::kLatentPageTokens;
 constexpr int64_t kDefaultSequences = 4;
-
-kernels::MlaShape mla_shape_of(const ModelConfig& c) {
-  kernels::MlaShape shape;
-  shape.heads = static_cast<int32_t>(c.num_attention_heads);
-  shape.kv_lora_rank = static_cast<int32_t>(c.kv_lora_rank);
-  shape.qk_nope_head_dim = static_cast<int32_t>(c.qk_nope_head_dim);
-  shape.qk_rope_head_dim = static_cast<int32_t>(c.qk_rope_head_dim);
-  shape.v_head_dim = static_cast<int32_t>(c.v_head_dim);
-  return shape;
-}
 
 int32_t chunk_of(const EngineOptions& o) {
   if (o.prefill_chunk > 0) return o.prefill_chunk;
@@ -140,6 +131,13 @@ Status Engine::start() {
   plan_.parts.reserve(kMaxStepTasks);
   step_tokens_.reserve(static_cast<size_t>(rows));
   step_sequences_.reserve(kMaxStepTasks);
+  // Its thread holds the engine: whatever fails from there on has to end it.
+  struct StopDisk {
+    DiskCache* disk = nullptr;
+    ~StopDisk() {
+      if (disk != nullptr) disk->stop(0, /*may_wait=*/true);
+    }
+  } stop_disk;
   if (!options_.disk_cache_dir.empty()) {
     const uint64_t bytes =
         options_.disk_cache_bytes == 0 ? kDefaultDiskCacheBytes : options_.disk_cache_bytes;
@@ -152,20 +150,18 @@ Status Engine::start() {
     }
     DSV3_ASSIGN(disk_, DiskCache::open(options_.disk_cache_dir, bytes, latent_identity()));
     DSV3_TRY(disk_->start(shared_from_this()));
+    stop_disk.disk = disk_.get();
   }
   log(LogLevel::kInfo, format("kernels %s, %d threads, %lld pages of %zu bytes, allocator %s",
                               device_->name(), device_->threads(), static_cast<long long>(pages),
                               forward_->page_bytes(), host_allocator_name())
                            .c_str());
-  Result<Thread> thread = Thread::start("dsv3-engine", thread_main, this);
-  if (!thread.ok()) {
-    if (disk_ != nullptr) disk_->stop(0, /*may_wait=*/true);
-    return thread.status();
-  }
+  DSV3_ASSIGN(Thread thread, Thread::start("dsv3-engine", thread_main, this));
   // The thread looks at these when it ends, which is not before shutdown().
   const std::lock_guard lock(mutex_);
   self_ = shared_from_this();
-  thread_.emplace(std::move(*thread));
+  thread_.emplace(std::move(thread));
+  stop_disk.disk = nullptr;
   return {};
 }
 
@@ -178,7 +174,7 @@ Result<MemoryEstimate> Engine::estimate(const Model& model, const EngineOptions&
   d.threads = 1;  // only asked for sizes
   DSV3_ASSIGN(const std::unique_ptr<kernels::Device> device, kernels::make_device(d));
   const size_t page_bytes =
-      device->latent_page_bytes(mla_shape_of(config)) * static_cast<size_t>(config.cache_layers());
+      device->latent_page_bytes(mla_shape(config)) * static_cast<size_t>(config.cache_layers());
   DSV3_ASSIGN(const int64_t pages, page_budget(config, options, page_bytes));
   MemoryEstimate e;
   e.weight_bytes = model.weight_bytes();
@@ -272,11 +268,13 @@ EngineStatistics Engine::statistics(std::vector<uint64_t>* load) const {
 
 Status Engine::start_trace(const std::string& path, uint64_t max_bytes) {
   DSV3_TRY(check_process());
+  DSV3_TRY(Trace::check_bytes(max_bytes));
   DSV3_ASSIGN(std::unique_ptr<Trace> made, Trace::create(path, max_bytes));
   return set_trace(std::move(made));
 }
 
 Status Engine::start_trace(WriteBytes write, uint64_t max_bytes) {
+  DSV3_TRY(Trace::check_bytes(max_bytes));
   return set_trace(Trace::create(std::move(write), max_bytes));
 }
 
@@ -440,6 +438,13 @@ void Engine::wake() noexcept {
   work_.notify_one();
 }
 
+void Engine::wake_to_end() noexcept {
+  const std::lock_guard lock(mutex_);
+  end_asked_.store(true, std::memory_order_relaxed);
+  wake_ = true;
+  work_.notify_one();
+}
+
 void Engine::wake_for(Priority priority) noexcept {
   const std::lock_guard lock(mutex_);
   announce(priority);
@@ -457,6 +462,7 @@ void Engine::cancel_running(const Session& session) noexcept {
   const std::lock_guard lock(mutex_);
   if (session.state().running == nullptr) return;
   session.state().running->cancel();
+  end_asked_.store(true, std::memory_order_relaxed);
   wake_ = true;
   work_.notify_one();
 }

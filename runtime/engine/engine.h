@@ -125,6 +125,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Status submit(std::shared_ptr<Task> task, Prepare prepare);
   // Makes an idle engine look at its tasks again.
   void wake() noexcept;
+  // The same after a task was cancelled: it ends within a layer of the step that runs.
+  void wake_to_end() noexcept;
   // The same, and a step of worse classes gives way, as when a task of this class is submitted.
   void wake_for(Priority priority) noexcept;
   // Cancels the task that runs on the session, if any.
@@ -184,6 +186,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     size_t count = 0;
   };
   void collect_stopped(StoppedTasks* out);
+  int64_t next_look(int64_t now) const;
   void wait_for_work(std::unique_lock<std::mutex>* lock);
   void run_errands();
   void run_plan(StepPlan* plan);
@@ -200,7 +203,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void fail(PlanRows* part, const Status& status);
   void end_task(std::shared_ptr<Task> task, Finish finish) noexcept;
   static bool should_stop(void* self);
-  bool should_give_way(int64_t now);
+  bool should_give_way(int32_t done, int64_t now);
+  bool others_end(int64_t now);
   void count_step(const StepPlan& plan, bool abandoned);
   void log_trace_error() noexcept;
   void finish_trace() noexcept;  // when nobody uses it any more
@@ -252,6 +256,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<int32_t> newcomer_{kNobody};
   static constexpr int32_t kNobody = 1 << 30;
   std::atomic<bool> errand_waits_{false};  // read between layers
+  std::atomic<bool> end_asked_{false};     // a task was cancelled; read between layers
+  int64_t next_look_ns_ = 0;               // at the tasks' deadlines and tokens while a step runs
   std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
   std::unique_ptr<StepLogits> step_logits_;

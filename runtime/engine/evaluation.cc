@@ -168,7 +168,7 @@ Status Evaluation::wait() {
     if (goes_on) continue;
     // The engine works on the caller's buffers: nothing is returned before its end.
     cancel();
-    session().engine()->wake();
+    session().engine()->wake_to_end();
     condition_.wait(lock, [&] { return done_; });
     lock.unlock();
     // It may have come to a good end meanwhile.

@@ -61,7 +61,6 @@ int64_t LatentCache::attach(Session* session, int64_t limit) {
   }
   if (s.computed == before) return 0;
   index_.touch(page);
-  counters_.prefix_tokens += static_cast<uint64_t>(s.computed - before);
   session->publish();
   return s.computed - before;
 }

@@ -34,7 +34,6 @@ class LatentCache {
     uint64_t preemptions = 0;    // tasks that lost theirs
     uint64_t refusals = 0;       // tasks that found no room to begin
     uint64_t prefix_hits = 0;    // pages taken from the index
-    uint64_t prefix_tokens = 0;  // tokens that need not be computed for that
     int64_t high_water = 0;      // pages in use
   };
 

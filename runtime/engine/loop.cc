@@ -17,12 +17,15 @@ namespace {
 constexpr int64_t kPollNs = 5'000'000;
 // A step gives way to a better class when it would go on for longer than this.
 constexpr int64_t kGiveWayNs = 500'000;
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 }  // namespace
 
 void Engine::thread_main(void* self) {
   auto* engine = static_cast<Engine*>(self);
   mark_engine_thread();
+  // It computes as the first of the device's threads, which pins the others.
+  if (engine->options_.pin_threads) pin_this_thread(0);
   engine->loop();
   bool detached = false;
   {
@@ -56,7 +59,9 @@ void Engine::loop() {
         if (stop) return;
         admit();
         newcomer_.store(kNobody, std::memory_order_relaxed);
-        scheduler_->plan(tasks_, monotonic_ns(), &plan_);
+        const int64_t now = monotonic_ns();
+        scheduler_->plan(tasks_, now, &plan_);
+        next_look_ns_ = next_look(now);
         if (plan_.parts.empty()) {
           if (errands_ == nullptr) wait_for_work(&lock);
           continue;
@@ -111,15 +116,33 @@ void Engine::collect_stopped(StoppedTasks* out) {
   }
 }
 
+// Under the mutex: when a task may have to end though nobody calls wake_to_end().
+int64_t Engine::next_look(int64_t now) const {
+  int64_t at = kNever;
+  for (const auto& task : tasks_) {
+    at = std::min(at, task->deadline_ns());
+    if (task->has_cancel_token()) at = std::min(at, now + kPollNs);
+  }
+  return at;
+}
+
+// Between layers: does a task have to end, though it has no rows in the step? Its owner waits no
+// longer than one who has.
+bool Engine::others_end(int64_t now) {
+  if (!end_asked_.load(std::memory_order_relaxed) && now < next_look_ns_) return false;
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) return false;  // at the next layer
+  end_asked_.store(false, std::memory_order_relaxed);
+  next_look_ns_ = next_look(now);
+  return std::any_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
+    return task->stop_reason(now) != FinishReason::kNone;
+  });
+}
+
 void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
   const auto woken = [&] { return wake_ || stop_.load(std::memory_order_relaxed); };
-  constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
   const int64_t now = monotonic_ns();
-  int64_t until = kNever;
-  for (const auto& task : tasks_) {
-    until = std::min(until, task->deadline_ns());
-    if (task->has_cancel_token()) until = std::min(until, now + kPollNs);
-  }
+  const int64_t until = next_look(now);
   if (until == kNever) {
     work_.wait(*lock, woken);
   } else if (until > now) {
@@ -131,16 +154,16 @@ void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
 // A better class came while the step runs and would have to wait for longer than a moment. The step
 // goes on at this layer later, and then computes one before it can be interrupted again. A session
 // that is saved or loaded, and a prefix that is read from the disk, take an errand for every few
-// pages: they wait for steps of interactive requests, but not for whole ones of other work.
-bool Engine::should_give_way(int64_t now) {
-  const int32_t done = layers_begun_++;
+// pages: they wait for steps of interactive requests, but not for whole ones of other work. Nor does
+// a request that was cancelled before its turn.
+bool Engine::should_give_way(int32_t done, int64_t now) {
   if (done == 0 && first_layer_ > 0) return false;
   if (running_->one_layer) return gave_way_ = true;
   const bool newcomer =
       newcomer_.load(std::memory_order_relaxed) < static_cast<int32_t>(running_->best);
   const bool errand = errand_waits_.load(std::memory_order_relaxed) && done > 0 &&
                       running_->best != Priority::kInteractive;
-  if (!newcomer && !errand) return false;
+  if (!newcomer && !errand && !(done > 0 && others_end(now))) return false;
   const int64_t left = model_->config().num_hidden_layers - first_layer_ - done;
   gave_way_ = done == 0 || (now - step_begin_ns_) / done * left > kGiveWayNs;
   return gave_way_;
@@ -150,11 +173,12 @@ bool Engine::should_stop(void* self) {
   auto* engine = static_cast<Engine*>(self);
   if (engine->stop_.load(std::memory_order_relaxed)) return true;
   const int64_t now = monotonic_ns();
-  if (engine->should_give_way(now)) return true;
+  const int32_t done = engine->layers_begun_++;
   const auto& parts = engine->running_->parts;
-  return std::any_of(parts.begin(), parts.end(), [&](const PlanRows& part) {
+  const bool ends = std::any_of(parts.begin(), parts.end(), [&](const PlanRows& part) {
     return part.task->stop_reason(now) != FinishReason::kNone;
   });
+  return ends || engine->should_give_way(done, now);
 }
 
 // Nothing that a step throws goes further than its tasks.

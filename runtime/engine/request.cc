@@ -172,7 +172,7 @@ RequestStatistics Request::statistics() const {
 
 void Request::cancel_now() noexcept {
   cancel();
-  session().engine()->wake();
+  session().engine()->wake_to_end();
 }
 
 void Request::release() noexcept {
@@ -185,7 +185,7 @@ void Request::release() noexcept {
     const std::lock_guard lock(callback_mutex_);
     detached_ = true;
   }
-  session().engine()->wake();
+  session().engine()->wake_to_end();
 }
 
 // --- The engine's thread from here on.

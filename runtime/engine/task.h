@@ -75,7 +75,6 @@ class Task {
   Task(const Task&) = delete;
 
   Session& session() const { return *session_; }
-  const std::shared_ptr<Session>& shared_session() const { return session_; }
   Priority priority() const { return priority_; }
   int64_t deadline_ns() const { return deadline_ns_; }
   bool has_cancel_token() const { return token_ != nullptr; }

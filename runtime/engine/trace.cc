@@ -12,7 +12,8 @@ namespace {
 
 constexpr size_t kBufferBytes = 64 << 10;
 constexpr size_t kMaxEventBytes = 512;
-constexpr uint64_t kEndBytes = 128;  // for what closes the file
+constexpr uint64_t kEndBytes = 128;   // for what closes the file
+constexpr uint64_t kMinBytes = 512;  // what opens and closes it has room in that
 const char* const kClasses[] = {"interactive", "background", "idle"};
 
 // Nanoseconds in a larger unit, to three decimals. Not by printf: in a program with a German locale
@@ -28,6 +29,13 @@ struct Decimal {
 };
 
 }  // namespace
+
+Status Trace::check_bytes(uint64_t max_bytes) {
+  if (max_bytes >= kMinBytes) return {};
+  return make_field_error(Code::kInvalidArgument, "max_bytes",
+                          "max_bytes is %" PRIu64 ", expected at least %" PRIu64, max_bytes,
+                          kMinBytes);
+}
 
 Trace::Trace(std::optional<AtomicFile> file, WriteBytes write, uint64_t max_bytes)
     : file_(std::move(file)),

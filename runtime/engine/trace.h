@@ -20,6 +20,8 @@ namespace dsv3 {
 
 class Trace {
  public:
+  // Whether a trace has room in so many: kInvalidArgument if not.
+  static Status check_bytes(uint64_t max_bytes);
   // The file appears under its name when finish() succeeds. At most `max_bytes` are written: what
   // happens later is left out.
   static Result<std::unique_ptr<Trace>> create(const std::string& path, uint64_t max_bytes);

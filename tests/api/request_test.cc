@@ -83,6 +83,55 @@ TEST_CASE("a cancel token ends prefill, decoding and evaluation, and outlives it
         DSV3_E_CANCELLED);
 }
 
+TEST_CASE("a request that waits for another's step ends before that step does") {
+  // One step computes the whole prompt, for some hundred milliseconds.
+  const ContextHandle context = make_context(
+      shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  const auto started = [](const dsv3_request* request) {
+    dsv3_request_statistics s;
+    s.struct_size = sizeof s;
+    return dsv3_request_get_statistics(request, &s, nullptr) == DSV3_OK && s.queue_ns > 0;
+  };
+  const auto no_event = [](dsv3_request* request) {
+    dsv3_event event;
+    event.struct_size = sizeof event;
+    return dsv3_request_next(request, 0, &event, nullptr) == DSV3_E_TIMEOUT;
+  };
+  const CancelHandle token = make_cancel();
+  dsv3_cancel_set(token.get());
+  const SessionHandle waiting = session_with(200, context.get());
+  for (const char* how : {"cancel", "token", "deadline", "free"}) {
+    bool before = false;
+    int32_t reason = 0;
+    // On a busy machine the step may be over before the other request came.
+    for (int i = 0; i < 20 && !before; ++i) {
+      const SessionHandle session = session_with(1900, context.get());
+      const RequestHandle running = start(session.get(), options);
+      while (!started(running.get())) std::this_thread::yield();
+      dsv3_request_options other = options;
+      if (how == std::string("token")) other.cancel = token.get();
+      if (how == std::string("deadline")) other.deadline_ms = 1;
+      RequestHandle request = start(waiting.get(), other);
+      if (how == std::string("free")) {
+        request.reset();
+        append(waiting.get(), {1});  // waits for its end
+      } else {
+        if (how == std::string("cancel")) dsv3_request_cancel(request.get());
+        reason = finish(request.get()).reason;
+      }
+      before = no_event(running.get());
+      const Outcome outcome = finish(running.get());
+      CHECK(outcome.reason == DSV3_FINISH_MAX_TOKENS);
+    }
+    CHECK_MESSAGE(before, how);
+    if (how == std::string("free")) continue;
+    CHECK(reason ==
+          (how == std::string("deadline") ? DSV3_FINISH_DEADLINE : DSV3_FINISH_CANCELLED));
+  }
+}
+
 TEST_CASE("a deadline ends prefill and decoding") {
   for (const size_t prompt : {size_t{20}, size_t{2000}}) {
     const SessionHandle session = session_with(prompt);
