@@ -45,7 +45,8 @@ class PrivateDirectory {
   ~PrivateDirectory();
 
   const std::string& path() const { return path_; }
-  Result<Lock> lock() const;
+  // kBusy (retryable) when somebody else has it for so long.
+  Result<Lock> lock(int64_t wait_ns) const;
   // Regular files, temporary ones of writers (see write) included; not the lock.
   Result<std::vector<Entry>> list() const;
   // *found = false when there is no such file. A file of more than max_bytes is kCorrupt.

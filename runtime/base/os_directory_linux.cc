@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/base/os.h"
 #include "runtime/base/os_directory.h"
 
 namespace dsv3 {
@@ -16,6 +17,7 @@ namespace {
 
 constexpr char kLockName[] = ".lock";
 constexpr char kTemporaryPrefix[] = ".tmp-";
+constexpr useconds_t kLockPollUs = 1000;
 
 Status directory_error(const std::string& path, const char* action, int error) {
   char buffer[128];
@@ -101,12 +103,22 @@ PrivateDirectory::~PrivateDirectory() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-Result<PrivateDirectory::Lock> PrivateDirectory::lock() const {
-  // Its own description each time: threads of one process exclude each other too.
+Result<PrivateDirectory::Lock> PrivateDirectory::lock(int64_t wait_ns) const {
+  // Its own description each time: threads of one process exclude each other too. Not by a call that
+  // waits: a holder that was stopped in a debugger would stop everybody.
   Descriptor fd(::openat(fd_, kLockName, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (fd.get() < 0) return directory_error(path_, "open its lock", errno);
-  while (::flock(fd.get(), LOCK_EX) != 0) {
-    if (errno != EINTR) return directory_error(path_, "lock it", errno);
+  const int64_t until = monotonic_ns() + wait_ns;
+  while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EINTR) continue;
+    if (errno != EWOULDBLOCK) return directory_error(path_, "lock it", errno);
+    if (monotonic_ns() >= until) {
+      return Status(Code::kBusy,
+                    format("%s/%s: another process or thread has held this lock for %lld ms",
+                           path_.c_str(), kLockName, static_cast<long long>(wait_ns / 1'000'000)),
+                    "", /*retryable=*/true);
+    }
+    ::usleep(kLockPollUs);
   }
   return Lock(fd.release());
 }

@@ -14,6 +14,11 @@ constexpr uint32_t kVersion = 1;
 constexpr char kSuffix[] = ".page";
 // Files that were used within the same span count as used at the same time.
 constexpr int64_t kSameTimeNs = 16'000'000'000;
+// Others hold the lock while they write a page or look through the directory: milliseconds. Who opens
+// or purges it waits for that; a page that finds no time to be written is computed again one day,
+// while requests wait for the thread that writes.
+constexpr int64_t kOpenWaitNs = 5'000'000'000;
+constexpr int64_t kWriteWaitNs = 250'000'000;
 
 struct PageHeader {
   char magic[8];
@@ -53,7 +58,7 @@ Result<std::unique_ptr<DiskTier>> DiskTier::open(const std::string& path, uint64
                                                  const LatentIdentity& identity) {
   DSV3_ASSIGN(PrivateDirectory directory, PrivateDirectory::open(path, /*make=*/true));
   std::unique_ptr<DiskTier> tier(new DiskTier(std::move(directory), max_bytes, identity));
-  DSV3_ASSIGN(PrivateDirectory::Lock lock, tier->directory_.lock());
+  DSV3_ASSIGN(PrivateDirectory::Lock lock, tier->directory_.lock(kOpenWaitNs));
   uint64_t used = 0;
   DSV3_TRY(tier->shrink(max_bytes, &used));
   lock.set_counter(used);
@@ -62,7 +67,7 @@ Result<std::unique_ptr<DiskTier>> DiskTier::open(const std::string& path, uint64
 
 Status DiskTier::purge(const std::string& path, uint64_t* bytes) {
   DSV3_ASSIGN(const PrivateDirectory directory, PrivateDirectory::open(path, /*make=*/false));
-  DSV3_ASSIGN(PrivateDirectory::Lock lock, directory.lock());
+  DSV3_ASSIGN(PrivateDirectory::Lock lock, directory.lock(kOpenWaitNs));
   DSV3_ASSIGN(const std::vector<PrivateDirectory::Entry> entries, directory.list());
   uint64_t removed = 0;
   for (const auto& entry : entries) {
@@ -117,7 +122,7 @@ Status DiskTier::put(std::span<const int32_t> prefix, std::span<const std::byte>
   const uint64_t size = sizeof h + tokens.size() + page.size();
   if (size > max_bytes_) return {};
 
-  DSV3_ASSIGN(PrivateDirectory::Lock lock, directory_.lock());
+  DSV3_ASSIGN(PrivateDirectory::Lock lock, directory_.lock(kWriteWaitNs));
   if (directory_.contains(name)) {
     directory_.touch(name);
     return {};

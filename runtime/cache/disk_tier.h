@@ -43,8 +43,6 @@ class DiskTier {
   Status get(std::span<const int32_t> prefix, std::vector<std::byte>* page, bool* found,
              bool* damaged = nullptr);
 
-  const std::string& path() const { return directory_.path(); }
-
  private:
   DiskTier(PrivateDirectory directory, uint64_t max_bytes, const LatentIdentity& identity)
       : directory_(std::move(directory)), max_bytes_(max_bytes), identity_(identity) {}

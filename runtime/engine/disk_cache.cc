@@ -29,12 +29,16 @@ DiskCache::~DiskCache() = default;
 Status DiskCache::start(std::shared_ptr<Engine> engine) {
   buffer_.resize(pages_at_once() * identity_.page_bytes);
   engine_ = std::move(engine);
-  auto thread = Thread::start("dsv3-disk", thread_main, this);
-  if (!thread.ok()) {
-    engine_.reset();
-    return thread.status();
-  }
-  thread_.emplace(std::move(*thread));
+  // Each holds the other until the thread ends: without one, nobody would let go.
+  struct LetGo {
+    std::shared_ptr<Engine>* engine;
+    ~LetGo() {
+      if (engine != nullptr) engine->reset();
+    }
+  } let_go{&engine_};
+  DSV3_ASSIGN(Thread thread, Thread::start("dsv3-disk", thread_main, this));
+  let_go.engine = nullptr;
+  thread_.emplace(std::move(thread));
   return {};
 }
 

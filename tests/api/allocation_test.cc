@@ -204,6 +204,37 @@ void check_all(bool with_open, bool keeps, int runs) {
 
 }  // namespace
 
+TEST_CASE("a context with a disk cache finds no memory") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("cache");
+  const ModelHandle model = open_model(tiny_coder());
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.threads = 1;
+  options.disk_cache_dir = path.c_str();
+  const auto life = [&] {
+    dsv3_context* context = nullptr;
+    const dsv3_status status = dsv3_context_create(model.get(), &options, &context, nullptr);
+    dsv3_context_free(context);
+    return status;
+  };
+  REQUIRE(life() == DSV3_OK);
+  const int64_t before = made;
+  REQUIRE(life() == DSV3_OK);
+  const int64_t allocations = made - before;
+  for (int64_t n = 0; n < allocations; ++n) {
+    const int64_t live_before = live;
+    failed = false;
+    countdown = n;
+    const dsv3_status status = life();
+    countdown = -1;
+    const int64_t leaked = live - live_before;
+    INFO("allocation " << n);
+    CHECK((status == DSV3_OK || (failed && status == DSV3_E_OUT_OF_MEMORY)));
+    CHECK(leaked == 0);
+  }
+}
+
 // A debug build checks its pages after each step, which takes memory.
 #ifdef NDEBUG
 constexpr bool kChecksPages = false;

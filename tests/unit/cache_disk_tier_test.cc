@@ -2,6 +2,7 @@
 // and not by other users.
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -220,6 +221,25 @@ TEST_CASE("several writers and readers at once") {
   for (auto& thread : threads) thread.join();
   CHECK(wrong == 0);
   CHECK(bytes_in(path) <= kBudget);
+}
+
+TEST_CASE("a lock that somebody keeps costs a page or an error, not a thread") {
+  test::TemporaryFolder dir;
+  const std::string path = dir.file("cache");
+  const auto t = tier(path);
+  REQUIRE(t->put(tokens(64), page(1)).ok());
+  const int fd = ::open((path + "/.lock").c_str(), O_RDWR | O_CLOEXEC);
+  REQUIRE(fd >= 0);
+  REQUIRE(::flock(fd, LOCK_EX) == 0);
+  const Status put = t->put(tokens(128), page(2));
+  CHECK(put.code() == Code::kBusy);
+  CHECK(put.message().find(path + "/.lock") != std::string::npos);
+  CHECK(has(t.get(), tokens(64), 1));  // reading takes no lock
+  const Status opened = DiskTier::open(path, 1 << 20, identity()).status();
+  CHECK(opened.code() == Code::kBusy);
+  CHECK(opened.retryable());
+  ::close(fd);
+  CHECK(t->put(tokens(128), page(2)).ok());
 }
 
 TEST_CASE("purge, leftovers of a writer that died, and foreign files") {
