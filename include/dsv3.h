@@ -18,7 +18,8 @@
  * Rules that hold for every function
  *   Ownership   Handles are reference-counted inside: a child keeps its parent's memory alive, so
  *               handles may be freed in any order and on any thread. What is freed does no more work:
- *               a freed context cancels its requests and starts no others. Every ..._free accepts NULL.
+ *               a freed context cancels its requests and starts no others, and a call that runs on it
+ *               ends. Every ..._free accepts NULL.
  *               There is no global set-up or shutdown.
  *   Errors      A fallible function returns a dsv3_status and takes a last `dsv3_error **error`,
  *               which may be NULL. On failure *error (if given) receives an error to be freed with
@@ -32,9 +33,10 @@
  *               defaults and struct_size), change fields, pass the pointer; those that are only filled
  *               have none, set their struct_size. A larger struct of a newer header is accepted as long
  *               as the part this library does not know is zero. Arrays of structs carry a stride in
- *               bytes (0: the struct's own size in this library).
+ *               bytes (0: the struct's own size in this library). Plain pairs and records without a
+ *               struct_size (dsv3_logit_bias, dsv3_token, dsv3_top_token) stay as they are.
  *   Text        UTF-8; bytes that are not become U+FFFD where a text is tokenized. Lengths are in
- *               bytes; DSV3_NUL_TERMINATED as a length means: up to the NUL.
+ *               bytes, at most INT32_MAX; DSV3_NUL_TERMINATED as a length means: up to the NUL.
  *               Text given by a user is never read as special tokens unless a flag says so.
  *   Buffers     Functions that fill a caller's buffer take its capacity and report the needed size
  *               (without a terminating NUL, which is written too if there is room). capacity 0 asks
@@ -122,13 +124,14 @@ DSV3_API void dsv3_cancel_set(dsv3_cancel *cancel);
 DSV3_API int32_t dsv3_cancel_is_set(const dsv3_cancel *cancel);
 DSV3_API void dsv3_cancel_free(dsv3_cancel *cancel);
 
-/* Progress of a long call, made on the calling thread: bytes done and in all. It may not call back
- * into the library except dsv3_cancel_set. */
+/* Progress of a long call, made on the calling thread: how much is done, and of how much (bytes, unless
+ * the call says otherwise). Of the library only dsv3_cancel_set and the ..._free functions may be called
+ * (a free made here is carried out when the callback has returned). */
 typedef void (*dsv3_progress_fn)(void *user, uint64_t done, uint64_t total);
 
 /* Writes all of `size` bytes / fills all of `size` bytes, or returns another status than DSV3_OK,
- * which ends the call with that status (DSV3_E_IO: one that is none of the above). They may not call
- * back into the library except dsv3_cancel_set. */
+ * which ends the call with that status (DSV3_E_IO: one that is none of the above). They may call what a
+ * dsv3_progress_fn may. */
 typedef dsv3_status (*dsv3_write_fn)(void *user, const void *bytes, uint64_t size);
 typedef dsv3_status (*dsv3_read_fn)(void *user, void *bytes, uint64_t size);
 
@@ -263,8 +266,8 @@ typedef struct dsv3_context dsv3_context;
 #define DSV3_LOG_INFO 3
 #define DSV3_LOG_DEBUG 4
 
-/* Called from any thread of the context, and from the one that creates it. Must not call back into the
- * library. */
+/* Called from any thread of the context, and from those that create and free it. Must not call back into
+ * the library. DSV3_LOG_DEBUG is not used yet. */
 typedef void (*dsv3_log_fn)(void *user, int32_t level, const char *message);
 
 /* How a prompt's tokens attend to those before them: */
@@ -275,7 +278,7 @@ typedef struct dsv3_context_options {
   uint32_t struct_size;
   /* Compute threads; 0 (default): the CPUs this process may use. Fewer work while other programs
    * leave too few CPUs for them. */
-  int32_t threads;
+  int32_t threads; /* at most 1,024 */
   /* Kernel set: "ref", "portable", "avx2", "avx2i16", "avx512", "avx512bf16", "neon", "neonbf16"; NULL
    * (default): the environment variable DSV3_KERNELS, else the best this machine runs: without AVX-512
    * "avx2i16" where the process may use four CPUs or more, else "avx2". */
@@ -287,9 +290,10 @@ typedef struct dsv3_context_options {
    * and, but for prompt_attention, give the same tokens). A new request that finds no room then ends
    * with DSV3_E_CAPACITY (retryable). More than the machine's memory counts as that. */
   uint64_t cache_bytes;
-  int32_t prefill_chunk; /* most tokens in one step; 0 (default): 256, where prompts expand 512 */
-  int32_t pin_threads;   /* 1: pin threads to CPUs; default 0 */
-  dsv3_log_fn log;       /* may be NULL: nothing is logged */
+  /* Most tokens in one step, at most 65,536; 0 (default): 256, where prompts expand 512. */
+  int32_t prefill_chunk;
+  int32_t pin_threads; /* 1: pin each compute thread to a CPU of its own; default 0 */
+  dsv3_log_fn log;     /* may be NULL: nothing is logged */
   void *log_user;
   /* 1 (default): what one session has computed is found again by every session of the context that
    * begins with the same tokens (whole pages; see dsv3_context_info.page_tokens). 0: sessions share by
@@ -308,9 +312,10 @@ typedef struct dsv3_context_options {
   /* A directory in which prefixes outlive the process: whole pages are written when requests end and
    * read when a request begins. NULL (default): none. It is made with mode 0700 where it is missing,
    * may be shared by processes and models, and holds the users' text in another form:
-   * dsv3_disk_cache_purge empties it. Trouble with the disk later on is logged, never an error. */
+   * dsv3_disk_cache_purge empties it. DSV3_E_BUSY (retryable) when another process keeps it locked for
+   * five seconds. Trouble with the disk later on is logged, never an error. */
   const char *disk_cache_dir;
-  uint64_t disk_cache_bytes; /* its hard budget; 0 (default): 1 GiB */
+  uint64_t disk_cache_bytes; /* its hard budget, at least a page (page_bytes); 0 (default): 1 GiB */
 } dsv3_context_options;
 
 DSV3_API void dsv3_context_options_init(dsv3_context_options *options, uint32_t struct_size);
@@ -319,7 +324,9 @@ DSV3_API void dsv3_context_options_init(dsv3_context_options *options, uint32_t 
 DSV3_API dsv3_status dsv3_context_create(dsv3_model *model, const dsv3_context_options *options,
                                          dsv3_context **out, dsv3_error **error);
 /* Running requests are cancelled; sessions and requests that are still held stay valid to ask and
- * to free. */
+ * to free. Waits for the callbacks that run (hold no lock that they take), and with a disk cache up to a
+ * second for what is being written: then none is called any more. Inside a callback it does not wait:
+ * they end soon after. */
 DSV3_API void dsv3_context_free(dsv3_context *context);
 
 typedef struct dsv3_context_info {
@@ -392,8 +399,8 @@ DSV3_API dsv3_status dsv3_context_get_expert_load(const dsv3_context *context, u
                                                   uint64_t *experts, dsv3_error **error);
 /* Writes what the engine does from now on, steps and finished requests, as Chrome trace events: a JSON
  * file that opens in ui.perfetto.dev. Memory stays small; after max_bytes the rest is left out. The file
- * appears under its name when the trace is stopped or the context freed.
- * DSV3_E_BUSY: one is being written. */
+ * appears under its name when the trace is stopped or the context freed. Starting and stopping wait for
+ * the step that runs. max_bytes is at least 512. DSV3_E_BUSY: one is being written. */
 DSV3_API dsv3_status dsv3_context_trace_start(dsv3_context *context, const char *path,
                                               uint64_t max_bytes, dsv3_error **error);
 /* The same through a function of the caller's, in order, in pieces of about 64 KiB as the engine goes
@@ -541,7 +548,8 @@ typedef struct dsv3_logit_bias {
 #define DSV3_PRIORITY_IDLE 2
 
 /* Sees, and may change, the logits of a step before sampling (grammars, external samplers). Runs on the
- * engine's thread: be quick; only dsv3_cancel_set may be called. `tokens` is the whole sequence so far. */
+ * engine's thread: be quick; it may call what a dsv3_notify_fn may. `tokens` is the whole sequence so
+ * far. */
 typedef void (*dsv3_logits_fn)(void *user, float *logits, uint64_t vocab_size,
                                const int32_t *tokens, uint64_t count);
 /* Wakes an event loop: called from the engine's thread when events become available. Only
@@ -579,10 +587,12 @@ typedef struct dsv3_request_options {
   /* How many last tokens (prompt included) penalties look at; default 256; -1: all. */
   int32_t penalty_window;
   uint64_t seed; /* the random numbers of a position are a function of seed and position */
-  const dsv3_logit_bias *logit_bias; /* read while starting */
+  /* Read while starting; at most 2^20, as stop_tokens. */
+  const dsv3_logit_bias *logit_bias;
   uint32_t logit_bias_count;
   uint32_t logit_bias_stride;
-  /* NUL-terminated UTF-8, at most 64 of at most 1,024 bytes; never part of the text that is reported. */
+  /* NUL-terminated, valid UTF-8, at most 64 of 1 to 1,024 bytes; never part of the text that is
+   * reported. */
   const char *const *stop_strings;
   const int32_t *stop_tokens; /* beside the model's end-of-sentence tokens */
   uint32_t stop_string_count;
@@ -656,7 +666,7 @@ typedef struct dsv3_request_statistics {
   uint32_t reserved;
   uint64_t prompt_tokens;    /* the sequence's length at the start */
   uint64_t cached_tokens;    /* of those, already computed: by this session or found in the cache */
-  uint64_t generated_tokens; /* */
+  uint64_t generated_tokens; /* so far */
   uint64_t drafted_tokens;   /* proposed by speculation */
   uint64_t accepted_tokens;  /* of those, accepted */
   uint64_t queue_ns;         /* waiting for the engine */
@@ -727,7 +737,8 @@ DSV3_API void dsv3_request_free(dsv3_request *request);
 /* Completes at a cursor, blocking: fill-in-the-middle between prefix and suffix, or plain continuation
  * of prefix when suffix is NULL. *text (free with dsv3_string_free) receives the answer, *length (may
  * be NULL) its bytes. options may be NULL. A deadline or cancel that hits returns DSV3_E_DEADLINE or
- * DSV3_E_CANCELLED and no text. Any thread; calls run one after another. */
+ * DSV3_E_CANCELLED and no text. Any thread; calls run one after another. Reasoning is left out; logprobs
+ * and max_queued_events do nothing here, and notify is called once, at the end. */
 DSV3_API dsv3_status dsv3_complete(dsv3_context *context, const char *prefix,
                                    uint64_t prefix_length, const char *suffix,
                                    uint64_t suffix_length, const dsv3_request_options *options,

@@ -82,7 +82,7 @@ dsv3_status dsv3_context_create(dsv3_model* model, const dsv3_context_options* o
     auto handle = std::make_unique<dsv3_context>();
     const DefaultFloats floats;  // the angles of rotary embeddings
     DSV3_ASSIGN(handle->engine, Engine::create(model->model, o));
-    handle->completer = std::make_unique<Completer>(handle->engine);
+    handle->completer = std::make_shared<Completer>(handle->engine);
     *out = handle.release();
     return {};
   });
@@ -150,6 +150,9 @@ dsv3_status dsv3_complete(dsv3_context* context, const char* prefix, uint64_t pr
   return guarded(error, [&]() -> Status {
     DSV3_TRY(check_handle(context, "context"));
     DSV3_TRY(check_out(text, "text"));
+    // A callback, or another thread, may free the context while this runs.
+    const std::shared_ptr<Engine> engine = context->engine;
+    const std::shared_ptr<Completer> completer = context->completer;
     std::string_view before, after;
     DSV3_TRY(read_text(prefix, prefix_length, "prefix", &before));
     // A NULL suffix is none, whatever its length.
@@ -157,10 +160,10 @@ dsv3_status dsv3_complete(dsv3_context* context, const char* prefix, uint64_t pr
     RequestOptions o;
     DSV3_TRY(read_request_options(options, &o));
     std::vector<int32_t> tokens;
-    DSV3_TRY(encode_completion(context->engine->model(), before,
+    DSV3_TRY(encode_completion(engine->model(), before,
                                suffix == nullptr ? std::nullopt : std::optional(after), &tokens));
     std::string answer;
-    DSV3_TRY(context->completer->run(tokens, std::move(o), &answer));
+    DSV3_TRY(completer->run(tokens, std::move(o), &answer));
     *text = new_string(answer);
     if (length != nullptr) *length = answer.size();
     return {};

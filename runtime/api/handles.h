@@ -31,7 +31,7 @@ struct dsv3_context final : dsv3::api::HandleBase {
   ~dsv3_context() override;
   bool close() noexcept override;
   std::shared_ptr<dsv3::Engine> engine;
-  std::unique_ptr<dsv3::Completer> completer;
+  std::shared_ptr<dsv3::Completer> completer;
 };
 
 struct dsv3_session final : dsv3::api::HandleBase {

@@ -193,15 +193,16 @@ dsv3_status dsv3_session_save(const dsv3_session* session, const dsv3_session_io
     dsv3_session_io value;
     SessionIoOptions options;
     DSV3_TRY(read_session_io(io, /*saving=*/true, &value, &options));
+    const std::shared_ptr<const Session> kept = session->session;  // a callback may free the handle
     ProgressCall progress(value.progress, value.progress_user, options.cancel);
     options.progress = progress.progress();
     if (value.path != nullptr) {
-      return progress.result(save_session_file(*session->session, value.path, options));
+      return progress.result(save_session_file(*kept, value.path, options));
     }
     const WriteBytes write = [&](const void* bytes, size_t size) -> Status {
       return call_function([&] { return value.write(value.user, bytes, size); }, "write");
     };
-    return progress.result(save_session(*session->session, write, options));
+    return progress.result(save_session(*kept, write, options));
   });
 }
 
@@ -215,13 +216,14 @@ dsv3_status dsv3_session_load(dsv3_context* context, const dsv3_session_io* io, 
     DSV3_TRY(read_session_io(io, /*saving=*/false, &value, &options));
     ProgressCall progress(value.progress, value.progress_user, options.cancel);
     options.progress = progress.progress();
+    const std::shared_ptr<Engine> engine = context->engine;  // a callback may free the handle
     const ReadBytes read = [&](void* bytes, size_t size) -> Status {
       return call_function([&] { return value.read(value.user, bytes, size); }, "read");
     };
     auto handle = std::make_unique<dsv3_session>();
     Result<std::shared_ptr<Session>> loaded =
-        value.path != nullptr ? load_session_file(context->engine, value.path, options)
-                              : load_session(context->engine, "the saved session", read, options);
+        value.path != nullptr ? load_session_file(engine, value.path, options)
+                              : load_session(engine, "the saved session", read, options);
     if (!loaded.ok()) return progress.result(loaded.status());
     handle->session = std::move(*loaded);
     *out = handle.release();

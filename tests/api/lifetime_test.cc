@@ -8,7 +8,10 @@
 #include <array>
 #include <atomic>
 #include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <set>
 #include <thread>
 
 #include "tests/api/api_support.h"
@@ -84,6 +87,40 @@ TEST_CASE("a completion's notify does not run once the call has returned") {
     usleep(30'000);
   }
   CHECK(host.late == 0);
+}
+
+TEST_CASE("a context may be freed while a completion runs, by its notify too") {
+  const ModelHandle model = open_model();
+  dsv3_request_options options = request_options();
+  options.max_tokens = 400;
+  options.ignore_eos = 1;
+  for (int i = 0; i < 10; ++i) {
+    for (const bool inside : {false, true}) {
+      dsv3_context* context = make_context(model.get(), {.threads = 1}).release();
+      std::thread other;
+      options.notify = nullptr;
+      if (inside) {
+        options.max_tokens = 2;
+        options.notify_user = context;
+        options.notify = [](void* user) { dsv3_context_free(static_cast<dsv3_context*>(user)); };
+      } else {
+        options.max_tokens = 400;
+        other = std::thread([context] {
+          dsv3_context_statistics s;
+          do {
+            s.struct_size = sizeof s;
+          } while (dsv3_context_get_statistics(context, &s, nullptr) == DSV3_OK && s.steps < 3);
+          dsv3_context_free(context);
+        });
+      }
+      char* text = nullptr;
+      const dsv3_status status =
+          dsv3_complete(context, "def", 3, nullptr, 0, &options, &text, nullptr, nullptr);
+      CHECK(status == (inside ? DSV3_OK : DSV3_E_CANCELLED));
+      dsv3_string_free(text);
+      if (other.joinable()) other.join();
+    }
+  }
 }
 
 TEST_CASE("every handle on its own thread at the same time") {
@@ -204,6 +241,45 @@ TEST_CASE("the library's threads block all signals") {
   for (int i = 0; i < 200; ++i) kill(getpid(), SIGUSR1);
   sigaction(SIGUSR1, &before, nullptr);
   CHECK(on_library_thread == 0);
+}
+
+namespace {
+// The library's threads, by their folders in /proc.
+std::set<std::filesystem::path> library_threads() {
+  std::set<std::filesystem::path> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string name;
+    std::ifstream comm(entry.path() / "comm");
+    if (std::getline(comm, name) && name.starts_with("dsv3-")) found.insert(entry.path());
+  }
+  return found;
+}
+}  // namespace
+
+TEST_CASE("pinned: every thread that computes, the engine's own too") {
+  const std::set<std::filesystem::path> before = library_threads();
+  const ModelHandle model = open_model();
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.pin_threads = 1;
+  options.threads = 2;
+  dsv3_context* context = nullptr;
+  REQUIRE(dsv3_context_create(model.get(), &options, &context, nullptr) == DSV3_OK);
+  const ContextHandle keep(context);
+  const SessionHandle session = make_session(context);
+  append(session.get(), {5, 6, 7, 8});
+  (void)generate(session.get(), request_options());  // they have begun by then
+  int found = 0;
+  for (const std::filesystem::path& thread : library_threads()) {
+    if (before.contains(thread)) continue;
+    ++found;
+    std::ifstream status(thread / "status");
+    for (std::string line; std::getline(status, line);) {
+      if (!line.starts_with("Cpus_allowed_list:")) continue;
+      CHECK_MESSAGE(line.find_first_of(",-", line.find('\t')) == std::string::npos, line);
+    }
+  }
+  CHECK(found == 2);
 }
 
 TEST_CASE("two engines whose callbacks free each other's contexts wait for nobody") {

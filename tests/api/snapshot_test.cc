@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "tests/api/outcome_support.h"
 #include "tests/api/request_support.h"
@@ -275,6 +276,36 @@ TEST_CASE("damaged and foreign snapshots are refused and change nothing") {
   REQUIRE_MESSAGE(session != nullptr, error.message());
   CHECK(dsv3_session_computed(session.get()) == 0);
   CHECK(tokens_of(session.get()) == s.tokens);
+}
+
+TEST_CASE("a handle that its own callback frees stays until the call is over") {
+  const SessionHandle session = session_with(300);
+  (void)generate(session.get(), sampled(2));
+  struct Host {
+    Bytes bytes;
+    dsv3_session* session = nullptr;
+    dsv3_context* context = nullptr;
+  } host;
+  dsv3_session_io io;
+  dsv3_session_io_init(&io, sizeof io);
+  io.user = &host;
+  io.write = [](void* user, const void* bytes, uint64_t size) {
+    auto* h = static_cast<Host*>(user);
+    dsv3_session_free(std::exchange(h->session, nullptr));
+    return write_bytes_fn(&h->bytes, bytes, size);
+  };
+  host.session = fork_session(session.get()).release();
+  REQUIRE(dsv3_session_save(host.session, &io, nullptr) == DSV3_OK);
+  io.write = nullptr;
+  io.read = [](void* user, void* bytes, uint64_t size) {
+    auto* h = static_cast<Host*>(user);
+    dsv3_context_free(std::exchange(h->context, nullptr));
+    return read_bytes_fn(&h->bytes, bytes, size);
+  };
+  host.context = make_context(shared().model.get()).release();
+  dsv3_session* loaded = nullptr;
+  CHECK(dsv3_session_load(host.context, &io, &loaded, nullptr) == DSV3_E_CANCELLED);
+  CHECK(loaded == nullptr);
 }
 
 TEST_CASE("functions that fail, cancel and progress") {
