@@ -85,8 +85,8 @@ TEST_CASE("a cancel token ends prefill, decoding and evaluation, and outlives it
 
 TEST_CASE("a request that waits for another's step ends before that step does") {
   // One step computes the whole prompt, for some hundred milliseconds.
-  const ContextHandle context = make_context(
-      shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
+  const ContextHandle context =
+      make_context(shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
   dsv3_request_options options = request_options();
   options.max_tokens = 1;
   const auto started = [](const dsv3_request* request) {
