@@ -36,8 +36,8 @@ endif()
 
 # Linked after dsv3_flags, these take back some of a sanitizer's build. dsv3_unsanitized: all of it.
 # dsv3_memory_only: what stands beside every access and AddressSanitizer sees anyway.
-# dsv3_program_flags, for tests and the tool: what is looked at is the library; assertions and option
-# parsers would take most of the build's time.
+# dsv3_program_flags, for tests and the tool, in every build: what is looked at and has to be fast is
+# the library; assertions and option parsers would take most of the build's time.
 foreach(name unsanitized memory_only program_flags)
   add_library(dsv3_${name} INTERFACE)
 endforeach()
@@ -45,8 +45,9 @@ if(DSV3_SANITIZE)
   target_compile_options(dsv3_unsanitized INTERFACE -fno-sanitize=all)
   target_compile_options(dsv3_memory_only
                          INTERFACE -fno-sanitize=null,alignment,pointer-overflow,object-size)
-  target_compile_options(dsv3_program_flags INTERFACE -O1 -fno-sanitize=undefined)
+  target_compile_options(dsv3_program_flags INTERFACE -fno-sanitize=undefined)
 endif()
+target_compile_options(dsv3_program_flags INTERFACE $<$<NOT:$<CONFIG:Debug>>:-O1>)
 
 # dsv3_floor(name SOURCES ... LINKS ...): one floor of the house as a static library. LINKS names
 # the floors below; a floor cannot include what it does not link.
