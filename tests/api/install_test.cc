@@ -162,5 +162,38 @@ TEST_CASE("CMake's find_package") {
   CHECK_MESSAGE(done.code == 0, done.err);
 }
 
+TEST_CASE("inside another CMake project the library alone, and nothing of the host's is decided") {
+  const std::string project = scratch_file("host");
+  fs::create_directory(project);
+  write_bytes(project + "/CMakeLists.txt",
+              "cmake_minimum_required(VERSION 3.25)\n"
+              "project(host C)\n"
+              "set(CMAKE_EXPORT_COMPILE_COMMANDS ON)\n"
+              "add_subdirectory(\"" +
+                  source_path("") +
+                  "\" dsv3)\n"
+                  "foreach(target dsv3_tool example_complete dsv3_test_support)\n"
+                  "  if(TARGET ${target})\n"
+                  "    message(FATAL_ERROR \"unasked: ${target}\")\n"
+                  "  endif()\n"
+                  "endforeach()\n"
+                  "add_executable(host main.c)\n"
+                  "target_link_libraries(host PRIVATE dsv3::dsv3)\n");
+  fs::copy(source_path("examples/c/complete.c"), project + "/main.c");
+  must({DSV3_CMAKE, "-S", project, "-B", project + "/build", "-G", "Ninja",
+        std::string("-DCMAKE_C_COMPILER=") + DSV3_CC,
+        std::string("-DCMAKE_TOOLCHAIN_FILE=") + DSV3_TOOLCHAIN});
+  const std::string cache = read_bytes(project + "/build/CMakeCache.txt");
+  CHECK(cache.find("CMAKE_BUILD_TYPE:STRING=\n") != std::string::npos);
+  CHECK(cache.find("DSV3_CLI11_INCLUDE") == std::string::npos);
+  // Without a build type the host's own files have no optimisation; the library's have.
+  const auto commands = nlohmann::json::parse(read_bytes(project + "/build/compile_commands.json"));
+  for (const auto& entry : commands) {
+    const std::string command = entry.at("command");
+    const bool own = entry.at("file") == project + "/main.c";
+    CHECK_MESSAGE((command.find(" -O3 ") == std::string::npos) == own, command);
+  }
+}
+
 }  // namespace
 }  // namespace dsv3::test

@@ -1,10 +1,7 @@
-// What the engine promises about many sessions, over dsv3.h alone: decoding side by side, a shared
-// prefix, interactive requests beside a saturating background job, cancel in the middle of prefill.
-//
-//   engine_bench MODEL.dsv3 [threads] [seconds per line] [line]
-//   engine_bench SHAPE:LAYERS ...     a synthetic model, v2-lite:4 say: the lines `cancel` (of a
-//                                     prompt of 16k tokens) and `touched`
-//   engine_bench ... sets=A,B         of either model: two kernel sets in turns
+// What the engine promises about many sessions: decoding side by side, a shared prefix, interactive
+// requests beside a saturating background job, cancel in the middle of prefill. kUsage lists the
+// lines. Requests go through dsv3.h; synthetic models, what a step reads and what the machine could
+// read come from inside the library, for the header has none of them.
 //
 // Prompts are pseudo-random tokens; every line prints what it compares in the same run.
 #include <algorithm>
@@ -418,17 +415,58 @@ dsv3_model* synthesise(const std::string& what) {
   return handle.release();
 }
 
+constexpr const char* kUsage =
+    R"(usage: engine_bench MODEL.dsv3 [THREADS [SECONDS [LINE]]]
+       engine_bench SHAPE:LAYERS [THREADS [SECONDS [LINE]]]
+SHAPE:LAYERS  a synthetic model with random FP8 weights: tiny, v2-lite or v3; 0 layers: all
+THREADS       0 (default): the CPUs this process may use
+SECONDS       of each measurement, 3 by default
+LINE          all (default), or of a file:
+                decode       2 to 32 sessions side by side against one
+                prefix       first token over a prefix that another session has computed
+                interactive  first token beside background jobs that prefill and that decode
+                cancel       in the middle of a prompt of 1,900 tokens
+              of a synthetic model:
+                touched      what 16 sessions with distinct prompts read in a step
+                cancel       in a prompt of 16,384 tokens, half of them found computed
+              of either, and not part of all:
+                sets=A,B     two kernel sets in turns, avx2,avx2i16 say
+)";
+
+// The lines that there are for a model of this kind.
+std::vector<std::string> lines_of(bool synthetic) {
+  if (synthetic) return {"all", "touched", "cancel"};
+  return {"all", "decode", "prefix", "interactive", "cancel"};
+}
+
+bool known(const std::string& line, bool synthetic) {
+  if (line.starts_with("sets=")) {
+    const size_t comma = line.find(',');
+    return comma != std::string::npos && comma > 5 && comma + 1 < line.size();
+  }
+  const std::vector<std::string> lines = lines_of(synthetic);
+  return std::find(lines.begin(), lines.end(), line) != lines.end();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: %s MODEL.dsv3 [threads] [seconds] [line]\n", argv[0]);
+  if (argc < 2 || argc > 5) {
+    std::fputs(kUsage, stderr);
     return 2;
   }
   Bench b;
   dsv3_error* error = nullptr;
   dsv3_model* model = nullptr;
   const bool synthetic = std::string(argv[1]).find(':') != std::string::npos;
+  const std::string line = argc > 4 ? argv[4] : "all";
+  if (!known(line, synthetic)) {
+    std::string expected;
+    for (const std::string& name : lines_of(synthetic)) expected += name + ", ";
+    std::fprintf(stderr, "engine_bench: line is \"%s\", expected %ssets=A,B\n", line.c_str(),
+                 expected.c_str());
+    return 2;
+  }
   if (synthetic) {
     model = synthesise(argv[1]);
   } else {
@@ -437,7 +475,6 @@ int main(int argc, char** argv) {
   b.model.reset(model);
   if (argc > 2) b.threads = std::atoi(argv[2]);
   if (argc > 3) b.seconds = std::atof(argv[3]);
-  const std::string line = argc > 4 ? argv[4] : "all";
   dsv3_model_info info;
   info.struct_size = sizeof info;
   must(dsv3_model_get_info(model, &info, &error), error);

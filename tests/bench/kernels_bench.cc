@@ -1,4 +1,4 @@
-// dsv3_kernels_bench [--kernels SET] [--threads N] [--only TEXT] [--seconds S] [--clock wall|cpu]
+// kernels_bench [--kernels SET] [--threads N] [--only TEXT] [--seconds S] [--clock wall|cpu]
 //
 // Measures this machine's limits as `dsv3 bench` does (kernels/machine.h) and then the
 // operations of the table on the shapes of V2-Lite, V3 and the shipped model, in the same run, and
@@ -417,21 +417,24 @@ void bench_all(Bench& bench) {
 
 int run(int argc, char** argv) {
   Options options;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    const std::string value = argv[i + 1];
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = i + 1 < argc ? argv[i] : "";  // an option without a value is none
+    const char* value = argv[i + 1];
     if (name == "--kernels") {
       options.set = value;
     } else if (name == "--threads") {
-      options.threads = std::atoi(value.c_str());
+      options.threads = std::atoi(value);
     } else if (name == "--only") {
       options.only = value;
     } else if (name == "--seconds") {
-      options.seconds = std::atof(value.c_str());
+      options.seconds = std::atof(value);
     } else if (name == "--clock") {
-      use_cpu_clock = value == "cpu";
+      use_cpu_clock = std::string(value) == "cpu";
     } else {
-      std::fprintf(stderr, "unknown option %s\n", name.c_str());
+      std::fprintf(stderr,
+                   "kernels_bench: found %s\nusage: kernels_bench [--kernels SET] [--threads N] "
+                   "[--only TEXT] [--seconds S] [--clock wall|cpu]\n",
+                   argv[i]);
       return 2;
     }
   }

@@ -3,7 +3,7 @@
 // hidden state is taken from (before or after its norm) and by how much of the prompt the module
 // has seen.
 //
-// usage: bench_mtp CHECKPOINT_DIR TEXT_FILES...
+// usage: mtp_bench CHECKPOINT_DIR TEXT_FILES...
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -148,7 +148,7 @@ void Bench::run(std::vector<int32_t> tokens, int64_t prompt, const Setting& sett
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::fprintf(stderr, "usage: bench_mtp CHECKPOINT_DIR TEXT_FILES...\n");
+    std::fprintf(stderr, "usage: mtp_bench CHECKPOINT_DIR TEXT_FILES...\n");
     return 2;
   }
   const test::TemporaryFolder folder;

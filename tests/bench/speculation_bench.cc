@@ -7,7 +7,7 @@
 //   misled      temperature 1.2, and a reference text that has nothing to do with the answer
 //   sixteen     sixteen "sampled" requests at once
 //
-// usage: bench_speculation FILE.dsv3 [--rounds N] [--tokens N] [--threads N] [--drafters MASK]
+// usage: speculation_bench FILE.dsv3 [--rounds N] [--tokens N] [--threads N] [--drafters MASK]
 //        [WORKLOAD...]
 #include <algorithm>
 #include <cmath>
@@ -175,15 +175,17 @@ int main(int argc, char** argv) {
       options.workloads.push_back(argument);
     }
   }
-  if (options.file.empty()) {
+  const std::vector<std::string> all = {"edit", "greedy", "sampled", "misled", "sixteen"};
+  const bool known = std::all_of(
+      options.workloads.begin(), options.workloads.end(),
+      [&](const std::string& w) { return std::find(all.begin(), all.end(), w) != all.end(); });
+  if (options.file.empty() || !known) {
     std::fprintf(stderr,
-                 "usage: bench_speculation FILE.dsv3 [--rounds N] [--tokens N] [--threads N] "
-                 "[--drafters MASK] [WORKLOAD...]\n");
+                 "usage: speculation_bench FILE.dsv3 [--rounds N] [--tokens N] [--threads N] "
+                 "[--drafters MASK] [edit|greedy|sampled|misled|sixteen ...]\n");
     return 2;
   }
-  if (options.workloads.empty()) {
-    options.workloads = {"edit", "greedy", "sampled", "misled", "sixteen"};
-  }
+  if (options.workloads.empty()) options.workloads = all;
   Bench bench(options);
   std::printf("%-9s %8s %8s %7s %7s %8s %9s %9s %8s\n", "workload", "off t/s", "auto t/s", "ratio",
               "each", "tok/step", "drafted", "accepted", "right");

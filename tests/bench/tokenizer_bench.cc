@@ -1,4 +1,4 @@
-// MB/s of the tokenizer: bench_tokenizer CHECKPOINT_DIR FILE... (or nothing: tiny-coder's on the
+// MB/s of the tokenizer: tokenizer_bench CHECKPOINT_DIR FILE... (or nothing: tiny-coder's on the
 // Python of the tests). One thread; the best of several runs.
 #include <chrono>
 #include <cstdio>
