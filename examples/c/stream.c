@@ -48,8 +48,9 @@ static int take_events(dsv3_request *request) {
                                             "max tokens", "context full", "cancelled",
                                             "deadline",   "error"};
       const int32_t reason = event.finish_reason;
-      fprintf(stderr, "\n[%s%s, %llu tokens]\n", reason > 0 && reason < 8 ? reasons[reason] : "?",
-              event.error_message, (unsigned long long)event.statistics->generated_tokens);
+      fprintf(stderr, "\n[%s%s%s, %llu tokens]\n", reason > 0 && reason < 8 ? reasons[reason] : "?",
+              event.error_message[0] ? ": " : "", event.error_message,
+              (unsigned long long)event.statistics->generated_tokens);
       return reason == DSV3_FINISH_ERROR ? -1 : 1;
     }
   }

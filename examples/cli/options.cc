@@ -64,7 +64,7 @@ void ContextOptions::add_compute_to(CLI::App& app) {
       ->group(kModelGroup);
   app.add_option("--kernels", kernels,
                  "kernel set: ref, portable, avx2, avx2i16, avx512, avx512bf16, neon, neonbf16; "
-                 "default: the best this machine runs")
+                 "default: the environment variable DSV3_KERNELS, else the best this machine runs")
       ->group(kModelGroup);
   app.add_flag("--pin", pin, "pin compute threads to CPUs")->group(kModelGroup);
 }
@@ -173,7 +173,8 @@ void SamplingOptions::add_to(CLI::App& app) {
       ->group(kSpeculationGroup);
   app.add_option("--draft", drafters,
                  "who guesses: lookup (repetitions in the text), reference, mtp (the model's "
-                 "module); default: lookup and reference")
+                 "module); default: lookup and reference, and with --speculate auto also mtp where "
+                 "it was measured to pay")
       ->check(CLI::IsMember({"lookup", "reference", "mtp"}))
       ->delimiter(',')
       ->allow_extra_args(false)

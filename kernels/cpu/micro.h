@@ -137,7 +137,8 @@ struct Micro {
                 double* sums);
 };
 
-// Null where this build has no such set.
+// Never null. A set is defined where kernels/CMakeLists.txt compiles its file; elsewhere naming it
+// does not link, so callers name it under its architecture's #if.
 const Micro* micro_portable();
 const Micro* micro_avx2();
 const Micro* micro_avx2i16();

@@ -244,7 +244,6 @@ ChatTemplate Model::chat_template() const {
   return static_cast<ChatTemplate>(impl_->header.chat_template);
 }
 const Fingerprint& Model::fingerprint() const { return impl_->fingerprint; }
-Residency Model::residency() const { return impl_->options.residency; }
 uint64_t Model::file_bytes() const { return impl_->preamble.file_bytes; }
 
 std::span<const uint8_t> Model::weight_memory() const {

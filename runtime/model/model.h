@@ -75,7 +75,6 @@ class Model {
       const;  // false: the checkpoint had no tokenizer.json (text calls are refused)
   ChatTemplate chat_template() const;
   const Fingerprint& fingerprint() const;
-  Residency residency() const;
   uint64_t file_bytes() const;
   uint64_t weight_bytes() const;  // all tensors
   // Where all of them lie, in one piece.
