@@ -9,9 +9,9 @@
 
 namespace dsv3::kernels {
 
-// Keys are split at fixed positions; each split has a softmax of its own, joined in order. The first
-// are short, so that a few thousand keys are work enough for many threads; where there are more,
-// long ones are, and cost less to join.
+// Keys are split at fixed positions; each split has a softmax of its own, joined in order. The
+// first are short, so that a few thousand keys are work enough for many threads; where there are
+// more, long ones are, and cost less to join.
 inline constexpr int64_t kShortSplit = 256;
 inline constexpr int64_t kShortSplits = 16;
 inline constexpr int64_t kLongSplit = 1024;

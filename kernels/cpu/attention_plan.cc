@@ -31,8 +31,7 @@ void AttentionJob::attend_task(void* context, int index, int worker) {
     if (job.by_splits && shares) {  // all of its rows
       const int32_t head = head_block * job.shared_head_step;
       const int32_t count = std::min(job.shared_head_step, heads - head);
-      job.attend_split({&seq, 0, seq.rows, head, count, shared},
-                       job.first_split() + block, worker);
+      job.attend_split({&seq, 0, seq.rows, head, count, shared}, job.first_split() + block, worker);
       return;
     }
     // Later rows have more keys: they come first, so that the last tasks are short.

@@ -104,8 +104,8 @@ PrivateDirectory::~PrivateDirectory() {
 }
 
 Result<PrivateDirectory::Lock> PrivateDirectory::lock(int64_t wait_ns) const {
-  // Its own description each time: threads of one process exclude each other too. Not by a call that
-  // waits: a holder that was stopped in a debugger would stop everybody.
+  // Its own description each time: threads of one process exclude each other too. Not by a call
+  // that waits: a holder that was stopped in a debugger would stop everybody.
   Descriptor fd(::openat(fd_, kLockName, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (fd.get() < 0) return directory_error(path_, "open its lock", errno);
   const int64_t until = monotonic_ns() + wait_ns;

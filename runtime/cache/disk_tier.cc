@@ -14,9 +14,9 @@ constexpr uint32_t kVersion = 1;
 constexpr char kSuffix[] = ".page";
 // Files that were used within the same span count as used at the same time.
 constexpr int64_t kSameTimeNs = 16'000'000'000;
-// Others hold the lock while they write a page or look through the directory: milliseconds. Who opens
-// or purges it waits for that; a page that finds no time to be written is computed again one day,
-// while requests wait for the thread that writes.
+// Others hold the lock while they write a page or look through the directory: milliseconds. Who
+// opens or purges it waits for that; a page that finds no time to be written is computed again one
+// day, while requests wait for the thread that writes.
 constexpr int64_t kOpenWaitNs = 5'000'000'000;
 constexpr int64_t kWriteWaitNs = 250'000'000;
 

@@ -29,12 +29,12 @@ using Tasks = std::span<const std::shared_ptr<Task>>;
 class LatentCache {
  public:
   struct Counters {
-    uint64_t evictions = 0;      // pages that the prefix index gave up
-    uint64_t dropped = 0;        // idle sessions that lost their pages
-    uint64_t preemptions = 0;    // tasks that lost theirs
-    uint64_t refusals = 0;       // tasks that found no room to begin
-    uint64_t prefix_hits = 0;    // pages taken from the index
-    int64_t high_water = 0;      // pages in use
+    uint64_t evictions = 0;    // pages that the prefix index gave up
+    uint64_t dropped = 0;      // idle sessions that lost their pages
+    uint64_t preemptions = 0;  // tasks that lost theirs
+    uint64_t refusals = 0;     // tasks that found no room to begin
+    uint64_t prefix_hits = 0;  // pages taken from the index
+    int64_t high_water = 0;    // pages in use
   };
 
   // Without `share_prefixes` sessions share pages by forking only. `seed`: see PrefixIndex.

@@ -154,8 +154,8 @@ void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {
 // A better class came while the step runs and would have to wait for longer than a moment. The step
 // goes on at this layer later, and then computes one before it can be interrupted again. A session
 // that is saved or loaded, and a prefix that is read from the disk, take an errand for every few
-// pages: they wait for steps of interactive requests, but not for whole ones of other work. Nor does
-// a request that was cancelled before its turn.
+// pages: they wait for steps of interactive requests, but not for whole ones of other work. Nor
+// does a request that was cancelled before its turn.
 bool Engine::should_give_way(int32_t done, int64_t now) {
   if (done == 0 && first_layer_ > 0) return false;
   if (running_->one_layer) return gave_way_ = true;

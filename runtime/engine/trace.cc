@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kBufferBytes = 64 << 10;
 constexpr size_t kMaxEventBytes = 512;
-constexpr uint64_t kEndBytes = 128;   // for what closes the file
+constexpr uint64_t kEndBytes = 128;  // for what closes the file
 constexpr uint64_t kMinBytes = 512;  // what opens and closes it has room in that
 const char* const kClasses[] = {"interactive", "background", "idle"};
 
