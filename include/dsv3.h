@@ -292,8 +292,10 @@ typedef struct dsv3_context_options {
   uint64_t cache_bytes;
   /* Most tokens in one step, at most 65,536; 0 (default): 256, where prompts expand 512. */
   int32_t prefill_chunk;
-  int32_t pin_threads; /* 1: pin each compute thread to a CPU of its own; default 0 */
-  dsv3_log_fn log;     /* may be NULL: nothing is logged */
+  /* 1: pin each compute thread to a CPU of its own (threads that a callback starts inherit it);
+   * default 0. */
+  int32_t pin_threads;
+  dsv3_log_fn log; /* may be NULL: nothing is logged */
   void *log_user;
   /* 1 (default): what one session has computed is found again by every session of the context that
    * begins with the same tokens (whole pages; see dsv3_context_info.page_tokens). 0: sessions share by
@@ -350,7 +352,8 @@ DSV3_API dsv3_status dsv3_context_get_info(const dsv3_context *context, dsv3_con
                                            dsv3_error **error);
 
 /* Removes all prefixes from a disk cache (see dsv3_context_options.disk_cache_dir), whoever wrote
- * them; contexts that use it go on. *bytes (may be NULL): how many bytes that were. */
+ * them; contexts that use it go on. *bytes (may be NULL): how many bytes that were. DSV3_E_BUSY
+ * (retryable): another process has kept it locked for five seconds. */
 DSV3_API dsv3_status dsv3_disk_cache_purge(const char *path, uint64_t *bytes, dsv3_error **error);
 
 typedef struct dsv3_context_statistics {

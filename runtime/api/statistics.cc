@@ -167,8 +167,9 @@ dsv3_status dsv3_context_trace_start(dsv3_context* context, const char* path, ui
                                      dsv3_error** error) {
   return guarded(error, [&]() -> Status {
     DSV3_TRY(check_handle(context, "context"));
+    const std::shared_ptr<Engine> engine = context->engine;  // another thread may free the handle
     if (path == nullptr) return invalid("path", "path is NULL");
-    return context->engine->start_trace(path, max_bytes);
+    return engine->start_trace(path, max_bytes);
   });
 }
 
@@ -176,8 +177,9 @@ dsv3_status dsv3_context_trace_start_writer(dsv3_context* context, dsv3_write_fn
                                             uint64_t max_bytes, dsv3_error** error) {
   return guarded(error, [&]() -> Status {
     DSV3_TRY(check_handle(context, "context"));
+    const std::shared_ptr<Engine> engine = context->engine;  // another thread may free the handle
     if (write == nullptr) return invalid("write", "write is NULL");
-    return context->engine->start_trace(
+    return engine->start_trace(
         [write, user](const void* bytes, size_t size) -> Status {
           return call_function([&] { return write(user, bytes, size); }, "write");
         },
@@ -188,7 +190,8 @@ dsv3_status dsv3_context_trace_start_writer(dsv3_context* context, dsv3_write_fn
 dsv3_status dsv3_context_trace_stop(dsv3_context* context, dsv3_error** error) {
   return guarded(error, [&]() -> Status {
     DSV3_TRY(check_handle(context, "context"));
-    return context->engine->stop_trace();
+    const std::shared_ptr<Engine> engine = context->engine;  // another thread may free the handle
+    return engine->stop_trace();
   });
 }
 

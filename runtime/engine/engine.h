@@ -256,7 +256,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<int32_t> newcomer_{kNobody};
   static constexpr int32_t kNobody = 1 << 30;
   std::atomic<bool> errand_waits_{false};  // read between layers
-  std::atomic<bool> end_asked_{false};     // a task was cancelled; read between layers
+  std::atomic<bool> end_asked_{false};     // look at all tasks; read between layers
   int64_t next_look_ns_ = 0;               // at the tasks' deadlines and tokens while a step runs
   std::vector<int32_t> step_tokens_;
   std::vector<kernels::SequenceRows> step_sequences_;
@@ -283,6 +283,8 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
   session.state().running = task.get();
   task->order = ++submitted_;
   announce(task->priority());
+  // The step that runs knows nothing of its deadline and token.
+  if (task->ends_by_itself()) end_asked_.store(true, std::memory_order_relaxed);
   tasks_.push_back(std::move(task));
   wake_ = true;
   work_.notify_one();

@@ -132,11 +132,12 @@ bool Engine::others_end(int64_t now) {
   if (!end_asked_.load(std::memory_order_relaxed) && now < next_look_ns_) return false;
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) return false;  // at the next layer
-  end_asked_.store(false, std::memory_order_relaxed);
   next_look_ns_ = next_look(now);
-  return std::any_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
+  const bool ends = std::any_of(tasks_.begin(), tasks_.end(), [&](const auto& task) {
     return task->stop_reason(now) != FinishReason::kNone;
   });
+  end_asked_.store(ends, std::memory_order_relaxed);
+  return ends;
 }
 
 void Engine::wait_for_work(std::unique_lock<std::mutex>* lock) {

@@ -437,8 +437,10 @@ void Request::finished(Finish* finish) noexcept {
   final_.status = finish->status;
   final_.stop_token = stop_token_;
   final_.stop_string.swap(matched_stop_);
+  // Who waits for a collected answer returns when the final event is there: its call comes before.
+  if (options_.collect) notify();
   queue_.finish(&final_);
-  notify();
+  if (!options_.collect) notify();
 }
 
 }  // namespace dsv3

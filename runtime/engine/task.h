@@ -78,6 +78,8 @@ class Task {
   Priority priority() const { return priority_; }
   int64_t deadline_ns() const { return deadline_ns_; }
   bool has_cancel_token() const { return token_ != nullptr; }
+  // Without a call that wakes the engine.
+  bool ends_by_itself() const { return has_cancel_token() || deadline_ns_ != INT64_MAX; }
 
   // Any thread, at any time. Engine::wake() afterwards makes an idle engine look.
   void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }

@@ -84,9 +84,6 @@ TEST_CASE("a cancel token ends prefill, decoding and evaluation, and outlives it
 }
 
 TEST_CASE("a request that waits for another's step ends before that step does") {
-  // One step computes the whole prompt, for some hundred milliseconds.
-  const ContextHandle context =
-      make_context(shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
   dsv3_request_options options = request_options();
   options.max_tokens = 1;
   const auto started = [](const dsv3_request* request) {
@@ -101,12 +98,16 @@ TEST_CASE("a request that waits for another's step ends before that step does") 
   };
   const CancelHandle token = make_cancel();
   dsv3_cancel_set(token.get());
-  const SessionHandle waiting = session_with(200, context.get());
   for (const char* how : {"cancel", "token", "deadline", "free"}) {
     bool before = false;
     int32_t reason = 0;
     // On a busy machine the step may be over before the other request came.
     for (int i = 0; i < 20 && !before; ++i) {
+      // New, so that nothing that was freed before makes the engine look. One step computes the
+      // whole prompt, for some hundred milliseconds.
+      const ContextHandle context = make_context(
+          shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
+      const SessionHandle waiting = session_with(200, context.get());
       const SessionHandle session = session_with(1900, context.get());
       const RequestHandle running = start(session.get(), options);
       while (!started(running.get())) std::this_thread::yield();

@@ -214,7 +214,8 @@ TEST_CASE("several writers and readers at once") {
         bool found = false;
         if (!mine.value()->get(tokens(64, which), &out, &found).ok()) ++wrong;
         if (found && out != page(which)) ++wrong;
-        if (!mine.value()->put(tokens(64, which), page(which)).ok()) ++wrong;
+        const Status put = mine.value()->put(tokens(64, which), page(which));
+        if (!put.ok() && put.code() != Code::kBusy) ++wrong;  // a slow disk may keep the lock
       }
     });
   }
