@@ -68,8 +68,7 @@ Status append_chat(Session* session, std::span<const ChatMessage> messages, cons
   std::vector<int32_t> tokens;
   DSV3_TRY(encode_chat(model.tokenizer(), pieces, &tokens));
   DSV3_TRY(session->append(tokens, options.replace, result));
-  session->set_reasoning(chat.add_generation_prompt &&
-                         starts_in_reasoning(model.chat_template(), chat));
+  session->set_reasoning(starts_in_reasoning(pieces));
   return {};
 }
 

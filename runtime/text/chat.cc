@@ -316,11 +316,10 @@ Status encode_chat(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces
   return tokenizer.encode_parts(parts, out);
 }
 
-bool starts_in_reasoning(ChatTemplate t, const ChatOptions& options) {
-  if (!options.add_generation_prompt) return false;
-  if (t == ChatTemplate::kV31 || t == ChatTemplate::kV31NoOpen) return options.thinking;
-  const TurnFormat* format = turn_format(t);
-  return format != nullptr && format->opens_thought;
+bool starts_in_reasoning(std::span<const ChatPiece> prompt) {
+  if (prompt.empty() || !prompt.back().control) return false;
+  const std::string_view end = prompt.back().text;
+  return end.ends_with("<think>") || end.ends_with("<think>\n");
 }
 
 Status encode_fim(const Tokenizer& tokenizer, std::string_view prefix, std::string_view suffix,

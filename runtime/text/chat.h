@@ -62,9 +62,9 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
 // Appends the tokens of a rendered conversation.
 Status encode_chat(const Tokenizer& tokenizer, std::span<const ChatPiece> pieces,
                    std::vector<int32_t>* out);
-// Whether an answer to this prompt begins inside a reasoning block (the generation prompt ended in
-// an open <think>), or may open one itself.
-bool starts_in_reasoning(ChatTemplate t, const ChatOptions& options);
+// Whether an answer to this prompt begins inside a reasoning block: its generation prompt ends in
+// an open <think>. Not every template writes one after every message.
+bool starts_in_reasoning(std::span<const ChatPiece> prompt);
 
 // <｜fim▁begin｜>prefix<｜fim▁hole｜>suffix<｜fim▁end｜>, with begin-of-sentence first where the
 // tokenizer adds one. kUnsupported when the vocabulary lacks the tokens.

@@ -71,18 +71,31 @@ TEST_CASE("messages that a template cannot render are refused") {
 }
 
 TEST_CASE("which answers begin inside reasoning") {
-  const ChatOptions plain, thinking{.thinking = true},
-      no_prompt{.thinking = true, .add_generation_prompt = false};
-  CHECK(starts_in_reasoning(ChatTemplate::kR1, plain));
-  CHECK(starts_in_reasoning(ChatTemplate::kR1Tools, plain));
-  CHECK(starts_in_reasoning(ChatTemplate::kV31, thinking));
-  CHECK(starts_in_reasoning(ChatTemplate::kV31NoOpen, thinking));
-  CHECK(!starts_in_reasoning(ChatTemplate::kR1, no_prompt));
-  CHECK(!starts_in_reasoning(ChatTemplate::kR1ToolsNoThink, plain));
-  CHECK(!starts_in_reasoning(ChatTemplate::kV31, plain));
-  CHECK(!starts_in_reasoning(ChatTemplate::kV31, no_prompt));
-  CHECK(!starts_in_reasoning(ChatTemplate::kV3, plain));
-  CHECK(!starts_in_reasoning(ChatTemplate::kNone, plain));
+  const ChatOptions plain, thinking{.thinking = true}, no_prompt{.add_generation_prompt = false};
+  const ChatMessage user = message("user", "q");
+  const std::vector<ChatMessage> tool = {user, call("f", "{}"), message("tool", "1")};
+  const auto starts = [&](ChatTemplate t, const ChatOptions& options,
+                          const std::vector<ChatMessage>& messages) {
+    const TestTokenizer tokenizer(chat_tokenizer(), kConfig);
+    const Result<std::vector<ChatPiece>> pieces = render_chat(t, *tokenizer, messages, options);
+    REQUIRE(pieces.ok());
+    return starts_in_reasoning(pieces.value());
+  };
+  CHECK(starts(ChatTemplate::kR1, plain, {user}));
+  CHECK(starts(ChatTemplate::kR1Tools, plain, {user}));
+  CHECK(starts(ChatTemplate::kV31, thinking, {user}));
+  CHECK(starts(ChatTemplate::kV31NoOpen, thinking, {user}));
+  CHECK(!starts(ChatTemplate::kR1, no_prompt, {user}));
+  CHECK(!starts(ChatTemplate::kR1ToolsNoThink, plain, {user}));
+  CHECK(!starts(ChatTemplate::kV31, plain, {user}));
+  CHECK(!starts(ChatTemplate::kV31, no_prompt, {user}));
+  CHECK(!starts(ChatTemplate::kV3, plain, {user}));
+  CHECK(!starts(ChatTemplate::kR1, no_prompt, {message("user", "<think>")}));
+  // After a tool's output these templates open nothing: the answer is text from its first token.
+  CHECK(!starts(ChatTemplate::kR1, plain, tool));
+  CHECK(!starts(ChatTemplate::kR1Tools, plain, tool));
+  CHECK(!starts(ChatTemplate::kV31, thinking, tool));
+  CHECK(!starts(ChatTemplate::kV31, thinking, {user, message("assistant", "a")}));
 }
 
 TEST_CASE("later uploads' templates") {
