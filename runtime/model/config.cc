@@ -176,9 +176,12 @@ void read_rope(Fields& f, const Json& json, ModelConfig* c) {
     f.error(Code::kUnsupported, "rope_interleave", "false", "true");
   }
   // Newer writers keep rope_theta and the scaling together in rope_parameters.
-  const char* key = json.find("rope_parameters") != json.end() ? "rope_parameters" : "rope_scaling";
-  const Json* scaling = f.find(key);
-  if (scaling == nullptr) return;
+  // Where both stand, rope_scaling counts (as for the published code), null or empty does not.
+  const Json* scaling = f.find("rope_scaling");
+  const bool older = scaling != nullptr && !(scaling->is_object() && scaling->empty());
+  const char* key = older ? "rope_scaling" : "rope_parameters";
+  if (!older) scaling = f.find(key);
+  if (scaling == nullptr || (scaling->is_object() && scaling->empty())) return;
   if (!scaling->is_object()) return f.mismatch(key, *scaling, "null or an object");
   Fields r(*scaling, f.where(), std::string(key) + ".");
   const char* type_key = r.find("rope_type") != nullptr ? "rope_type" : "type";
@@ -212,7 +215,12 @@ void read_quantization(Fields& f, ModelConfig* c) {
     const std::string found = q.text(key, fallback);
     if (found != wanted) q.unsupported(key, found, format("\"%s\"", wanted).c_str());
   };
-  expect("quant_method", "", "fp8");
+  // These two name a scheme for each tensor; what is stored says more, and the planner reads that.
+  const std::string method = q.text("quant_method", "");
+  if (method == "quark" || method == "compressed-tensors") return f.adopt(q);
+  if (method != "fp8") {
+    q.unsupported("quant_method", method, "\"fp8\", \"compressed-tensors\" or \"quark\"");
+  }
   expect("fmt", "e4m3", "e4m3");
   expect("activation_scheme", "dynamic", "dynamic");
   const std::string scale_fmt = q.text("scale_fmt", "ue8m0");

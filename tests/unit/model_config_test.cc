@@ -91,6 +91,19 @@ TEST_CASE("rope: both spellings of the type, the newer rope_parameters, none") {
                "rope_theta": 50000}})");
   CHECK_FALSE(newer.yarn.enabled);
   CHECK(newer.rope_theta == 50000);
+  // Both: the older one counts, unless it is null or empty.
+  for (const char* none : {"null", "{}"}) {
+    CHECK(read(R"({"model_type": "deepseek_v3", "rope_parameters": )" + std::string(none) +
+               R"(, "rope_scaling": {"type": "yarn", )" + yarn + "}")
+              .yarn.enabled);
+    CHECK(read(R"({"model_type": "deepseek_v3", "rope_scaling": )" + std::string(none) +
+               R"(, "rope_parameters": {"type": "yarn", )" + yarn + "}")
+              .yarn.enabled);
+  }
+  CHECK(read(R"({"model_type": "deepseek_v3", "rope_parameters": {"rope_type": "default"},
+               "rope_scaling": {"type": "yarn", )" +
+             yarn + "}")
+            .yarn.enabled);
 }
 
 TEST_CASE("end-of-sequence tokens: an integer, a list, and generation_config.json's") {

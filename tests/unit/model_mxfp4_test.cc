@@ -278,6 +278,8 @@ TEST_CASE("experts that a checkpoint stores as MXFP4 are kept bit for bit") {
   for (const bool packed_name : {true, false}) {
     CAPTURE(packed_name);
     MiniCheckpoint checkpoint = mini("BF16");
+    checkpoint.config["quantization_config"] = {
+        {"quant_method", packed_name ? "compressed-tensors" : "quark"}};
     store_experts(&checkpoint, packed_name);
     for (const WeightsMode mode : {WeightsMode::kKeep, WeightsMode::kFp8, WeightsMode::kMxfp4}) {
       ConvertOptions options;
