@@ -47,6 +47,7 @@ struct Regex::Scratch::Rep {
   int64_t budget_ns = 0;
   int64_t deadline = 0;  // set by the first look at the clock, so that short texts need none
   uint32_t searches = 0;
+  size_t tried = 0;  // places at which nothing began, since the last look at the clock
 
   bool out_of_time() {
     const int64_t now = monotonic_ns();
@@ -139,6 +140,7 @@ Result<Regex> Regex::build(const std::string& translated, std::string_view shown
 int Regex::find(std::string_view subject, size_t start, Scratch* scratch, size_t* begin,
                 size_t* end) const {
   Scratch::Rep& state = *scratch->rep_;
+  const size_t first = start;
   if (++state.searches % kSearchesPerLook == 0 && state.out_of_time()) return kOutOfTime;
   for (size_t stretch = kFirstStretch;; stretch *= 2) {
     const size_t last = subject.size() - start <= stretch ? subject.size() : start + stretch;
@@ -147,7 +149,11 @@ int Regex::find(std::string_view subject, size_t start, Scratch* scratch, size_t
       const PCRE2_SIZE* span = pcre2_get_ovector_pointer(state.data);
       *begin = span[0];
       *end = span[1];
-      return 1;
+      // Places that were tried in vain count too, however few a search finds in its way.
+      state.tried += *begin - first;
+      if (state.tried < kFirstStretch) return 1;
+      state.tried = 0;
+      return state.out_of_time() ? kOutOfTime : 1;
     }
     if (code != PCRE2_ERROR_NOMATCH) return code;
     if (last == subject.size()) return 0;

@@ -143,6 +143,23 @@ TEST_CASE("work that grows with the square of the text runs out of time") {
   CHECK(regex->error(found).message().find("out of time") != std::string::npos);
 }
 
+TEST_CASE("places that fail slowly before each match run out of time too") {
+  Result<Regex> regex = Regex::compile("(?:a|a){14}c|\n", "test");
+  REQUIRE(regex.ok());
+  const std::string line = std::string(1000, 'a') + "\n";
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += line;  // fewer matches than searches go by between looks
+  Regex::Scratch scratch(Regex::Scratch::Budget{20'000'000});
+  size_t begin = 0, end = 0, searches = 0;
+  int found = 1;
+  for (; found > 0 && end < text.size(); ++searches) {
+    found = regex->find(text, end, &scratch, &begin, &end);
+  }
+  CHECK(found < 0);
+  CHECK(searches < 20);
+  CHECK(regex->error(found).message().find("out of time") != std::string::npos);
+}
+
 TEST_CASE("many alternatives in a long row need no deep stack") {
   CHECK(isolated("(?:a|b)+", std::string(1000000, 'a') + "c").size() == 2);
 }
