@@ -269,7 +269,10 @@ template <class S>
 class Scales {
  public:
   explicit Scales(const GemmArgs& a)
-      : w_(a.w), tile_(a.tile), one_(a.w.scale_n % 16 == 0), groups_(a.w.scale_k / kGroup) {
+      : w_(a.w),
+        tile_(a.tile),
+        one_(a.w.scale_n % 16 == 0),
+        groups_((a.w.scale_k + kGroup - 1) / kGroup) {
     for (int32_t t = 0; t < a.tiles; ++t) {
       row_[t] = a.w.scales + int64_t{(a.tile + t) * 16 / a.w.scale_n} * a.w.scale_columns;
     }
