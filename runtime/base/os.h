@@ -76,7 +76,8 @@ class AtomicFile {
   // Starts write-back of a finished range so that dirty pages stay bounded, and drops it from the
   // cache.
   void flush_range(uint64_t offset, uint64_t size);
-  Status commit();
+  // Under its name; not replacing what stands there already unless `replace` (kInvalidArgument).
+  Status commit(bool replace = true);
 
  private:
   AtomicFile() = default;

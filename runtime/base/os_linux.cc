@@ -230,13 +230,27 @@ void AtomicFile::flush_range(uint64_t offset, uint64_t size) {
   posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
 }
 
-Status AtomicFile::commit() {
+Status AtomicFile::commit(bool replace) {
   if (::fsync(fd_) != 0) return io_error(path_, "sync", errno);
   if (::close(std::exchange(fd_, -1)) != 0) return io_error(path_, "close", errno);
   DSV3_TRY(check_replaceable(path_));  // there has been time to make one
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    return io_error(path_, "rename the finished file to it", errno);
+  int error = 0;
+  if (replace) {
+    error = ::rename(temporary_.c_str(), path_.c_str()) == 0 ? 0 : errno;
+  } else if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE) !=
+             0) {
+    // Some file systems cannot; a second name cannot replace anything either.
+    error = errno == EINVAL || errno == ENOSYS
+                ? (::link(temporary_.c_str(), path_.c_str()) == 0 ? 0 : errno)
+                : errno;
+    if (error == 0) ::unlink(temporary_.c_str());
   }
+  if (error == EEXIST && !replace) {
+    return make_error(Code::kInvalidArgument,
+                      "%s: appeared meanwhile, and overwriting it was not asked for",
+                      path_.c_str());
+  }
+  if (error != 0) return io_error(path_, "rename the finished file to it", error);
   temporary_.clear();
   const int dir = ::open(parent_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (dir >= 0) {
@@ -261,14 +275,13 @@ Result<std::string> read_file(const std::string& path, uint64_t max_bytes) {
 }
 
 Result<std::vector<std::string>> list_directory(const std::string& path) {
-  DIR* dir = ::opendir(path.c_str());
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
   if (dir == nullptr) return io_error(path, "list", errno);
   std::vector<std::string> names;
-  while (const dirent* entry = ::readdir(dir)) {
+  while (const dirent* entry = ::readdir(dir.get())) {
     const std::string name = entry->d_name;
     if (name != "." && name != "..") names.push_back(name);
   }
-  ::closedir(dir);
   std::sort(names.begin(), names.end());
   return names;
 }

@@ -114,7 +114,7 @@ Status convert_checkpoint(const std::string& checkpoint_dir, const std::string& 
     return make_error(Code::kInternal, "%s: header changed its size", output.c_str());
   }
   DSV3_TRY(file.write_at(0, bytes.data(), bytes.size()));
-  return file.commit();
+  return file.commit(options.overwrite);
 }
 
 }  // namespace dsv3

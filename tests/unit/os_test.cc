@@ -68,6 +68,20 @@ TEST_CASE("an atomic file appears whole or not at all") {
   CHECK(AtomicFile::create(folder.file("none/out")).status().code() == Code::kNotFound);
 }
 
+TEST_CASE("an atomic file that may replace nothing takes no place that was taken meanwhile") {
+  const test::TemporaryFolder folder;
+  for (const bool taken : {false, true}) {
+    auto file = AtomicFile::create(folder.file("out"));
+    REQUIRE(file.ok());
+    CHECK(file->write_at(0, "hello", 5).ok());
+    if (taken) test::write_bytes(folder.file("out"), "precious");
+    const Status status = file->commit(/*replace=*/false);
+    CHECK(status.code() == (taken ? Code::kInvalidArgument : Code::kOk));
+    CHECK(test::read_bytes(folder.file("out")) == (taken ? "precious" : "hello"));
+  }
+  CHECK(list_directory(folder.path())->size() == 1);
+}
+
 TEST_CASE("an atomic file takes the place of nothing but a file") {
   const test::TemporaryFolder folder;
   const std::string fifo = folder.file("fifo"), directory = folder.file("directory");
