@@ -170,18 +170,20 @@ void read_experts(Fields& f, const Defaults& d, ModelConfig* c) {
   if (c->model_type == "deepseek_v2" && c->norm_topk_prob) c->routed_scaling_factor = 1;
 }
 
-void read_rope(Fields& f, const Json& json, ModelConfig* c) {
+void read_rope(Fields& f, ModelConfig* c) {
   c->rope_theta = f.number("rope_theta", 10000);
   if (!f.boolean("rope_interleave", true)) {
     f.error(Code::kUnsupported, "rope_interleave", "false", "true");
   }
   // Newer writers keep rope_theta and the scaling together in rope_parameters.
   // Where both stand, rope_scaling counts (as for the published code), null or empty does not.
-  const Json* scaling = f.find("rope_scaling");
-  const bool older = scaling != nullptr && !(scaling->is_object() && scaling->empty());
-  const char* key = older ? "rope_scaling" : "rope_parameters";
-  if (!older) scaling = f.find(key);
-  if (scaling == nullptr || (scaling->is_object() && scaling->empty())) return;
+  const auto given = [&f](const char* name) {
+    const Json* value = f.find(name);
+    return value != nullptr && value->is_object() && value->empty() ? nullptr : value;
+  };
+  const char* key = given("rope_scaling") != nullptr ? "rope_scaling" : "rope_parameters";
+  const Json* scaling = given(key);
+  if (scaling == nullptr) return;
   if (!scaling->is_object()) return f.mismatch(key, *scaling, "null or an object");
   Fields r(*scaling, f.where(), std::string(key) + ".");
   const char* type_key = r.find("rope_type") != nullptr ? "rope_type" : "type";
@@ -279,7 +281,7 @@ Result<ModelConfig> ModelConfig::from_json(const Json& json, const std::string& 
   const Defaults& defaults = c.model_type == "deepseek_v2" ? kV2Defaults : kV3Defaults;
   read_sizes(f, defaults, &c);
   read_experts(f, defaults, &c);
-  read_rope(f, json, &c);
+  read_rope(f, &c);
   read_quantization(f, &c);
 
   const std::string act = f.text("hidden_act", "silu");
