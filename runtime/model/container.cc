@@ -174,6 +174,11 @@ class RecordReader {
     if (found_.parts() == nullptr || found_.hashes() == nullptr) {
       return error("has no parts or no checksums in the index");
     }
+    // FlatBuffers' verifier looks where a vector's length lies, not its elements.
+    if (!aligned(*found_.parts(), alignof(fb::Part)) ||
+        !aligned(*found_.hashes(), alignof(uint64_t))) {
+      return error("has parts or checksums in the index that are not aligned to 8 bytes");
+    }
     DSV3_TRY(same("the number of parts", found_.parts()->size(), expected_.parts.size()));
     DSV3_TRY(same("the number of checksums", found_.hashes()->size(), expected_.count));
     for (size_t i = 0; i < expected_.parts.size(); ++i) {
@@ -204,6 +209,10 @@ class RecordReader {
                             where_.c_str(), expected_.name.c_str(), format(fmt, args...).c_str());
   }
   Status error(const char* text) { return error("%s", text); }
+  template <class T>
+  static bool aligned(const flatbuffers::Vector<T>& vector, size_t alignment) {
+    return reinterpret_cast<uintptr_t>(vector.Data()) % alignment == 0;
+  }
   Status same(const char* what, uint64_t found, uint64_t expected) {
     if (found == expected) return {};
     return error("has %s %llu, expected %llu", what, ull(found), ull(expected));

@@ -246,6 +246,32 @@ TEST_CASE("19, 20, 26: records missing, twice, renamed; counts beyond the buffer
           }),
           "is called");
 }
+TEST_CASE("21: parts and checksums at addresses that are no multiple of 8") {
+  // A copy of the vector behind the header, with its elements four bytes from where they may lie.
+  const auto moved = [](flatbuffers::voffset_t field, size_t element) {
+    ContainerBytes bytes = good();
+    const auto* begin = reinterpret_cast<const uint8_t*>(&bytes.file[kPreambleBytes]);
+    const auto* record = reinterpret_cast<const flatbuffers::Table*>(bytes.record(kGate));
+    const size_t slot = static_cast<size_t>(record->GetAddressOf(field) - begin);
+    uint32_t offset;
+    std::memcpy(&offset, begin + slot, 4);
+    const size_t from = slot + offset;
+    uint32_t count;
+    std::memcpy(&count, begin + from, 4);
+    const size_t size = 4 + count * element;
+    const std::string vector = bytes.file.substr(kPreambleBytes + from, size);
+    const size_t to = (bytes.header_bytes() + 7) / 8 * 8;
+    REQUIRE(kPreambleBytes + to + size <= bytes.data_offset());
+    bytes.file.replace(kPreambleBytes + to, size, vector);
+    offset = static_cast<uint32_t>(to - slot);
+    std::memcpy(&bytes.file[kPreambleBytes + slot], &offset, 4);
+    bytes.set_u64(16, to + size);
+    bytes.rehash();
+    return bytes.decode();
+  };
+  refused(moved(fb::Record::VT_PARTS, sizeof(fb::Part)), kGate, "aligned");
+  refused(moved(fb::Record::VT_HASHES, sizeof(uint64_t)), kGate, "aligned");
+}
 TEST_CASE("24: wrong identifier and root, garbage, vtable loops") {
   const auto at = [](ContainerBytes* b, size_t offset) {
     return &b->file[kPreambleBytes + offset];
