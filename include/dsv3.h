@@ -511,7 +511,9 @@ DSV3_API dsv3_status dsv3_session_save(const dsv3_session *session, const dsv3_s
 /* A session that continues, bit for bit, where the saved one stood. Refused when it is damaged
  * (DSV3_E_CORRUPT; latents that are left out are not looked at), of another model, kernel set (with
  * "+expanded" where prompts expand, see dsv3_context_options.prompt_attention) or arithmetic
- * (DSV3_E_UNSUPPORTED), or larger than the context's latent cache (DSV3_E_CAPACITY). */
+ * (DSV3_E_UNSUPPORTED), or larger than the context's latent cache (DSV3_E_CAPACITY). Checksums find
+ * damage, not malice: the latents of a file are believed, and serve other sessions of the context that
+ * begin with its tokens. Load only what you saved. */
 DSV3_API dsv3_status dsv3_session_load(dsv3_context *context, const dsv3_session_io *io,
                                        dsv3_session **out, dsv3_error **error);
 
