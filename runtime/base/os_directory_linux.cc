@@ -6,11 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "runtime/base/os.h"
 #include "runtime/base/os_directory.h"
+#include "runtime/base/os_write.h"
 
 namespace dsv3 {
 namespace {
@@ -42,7 +42,7 @@ class Descriptor {
 
 Status write_all(int fd, std::span<const std::byte> bytes, const std::string& path) {
   while (!bytes.empty()) {
-    const ssize_t n = ::write(fd, bytes.data(), std::min<size_t>(bytes.size(), 1U << 30));
+    const int64_t n = write_file(fd, bytes.data(), bytes.size());
     if (n < 0) {
       if (errno == EINTR) continue;
       return directory_error(path, "write", errno);
@@ -65,7 +65,9 @@ uint64_t PrivateDirectory::Lock::counter() const {
 }
 void PrivateDirectory::Lock::set_counter(uint64_t value) {
   // Lost (a full disk): whoever reads 0 counts again.
-  if (::pwrite(fd_, &value, sizeof value, 0) != sizeof value && ::ftruncate(fd_, 0) != 0) return;
+  if (write_file_at(fd_, &value, sizeof value, 0) != sizeof value && ::ftruncate(fd_, 0) != 0) {
+    return;
+  }
 }
 
 Result<PrivateDirectory> PrivateDirectory::open(const std::string& path, bool make) {

@@ -24,6 +24,7 @@
 #include "runtime/base/os.h"
 #include "runtime/base/os_affinity.h"
 #include "runtime/base/os_cgroup.h"
+#include "runtime/base/os_write.h"
 
 namespace dsv3 {
 namespace {
@@ -211,8 +212,7 @@ AtomicFile::~AtomicFile() {
 Status AtomicFile::write_at(uint64_t offset, const void* src, size_t size) {
   const auto* in = static_cast<const uint8_t*>(src);
   while (size > 0) {
-    const ssize_t n =
-        ::pwrite(fd_, in, std::min<size_t>(size, 1u << 30), static_cast<off_t>(offset));
+    const int64_t n = write_file_at(fd_, in, size, offset);
     if (n < 0) {
       if (errno == EINTR) continue;
       return io_error(path_, "write", errno);

@@ -4,16 +4,20 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cfenv>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 
 #include "runtime/base/os_cgroup.h"
+#include "runtime/base/os_directory.h"
 #include "tests/support/support.h"
 
 namespace dsv3 {
@@ -108,6 +112,65 @@ TEST_CASE("a full disk is a clear error") {
   const Status status = file->write_at(uint64_t{1} << 62, "x", 1);  // beyond what a file can hold
   CHECK(status.code() == Code::kIo);
   CHECK(status.message().find("cannot write") != std::string::npos);
+}
+
+// What `body` returns in a child process that may write no file beyond 4,096 bytes; -1 when a
+// signal ended it.
+template <class Body>
+int with_file_limit(const Body& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit size = {4096, 4096}, core = {0, 0};
+    setrlimit(RLIMIT_CORE, &core);
+    setrlimit(RLIMIT_FSIZE, &size);
+    signal(SIGXFSZ, SIG_DFL);
+    _exit(body());
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) != child) return -2;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST_CASE("beyond the limit of file size a write is an error and no signal") {
+  const test::TemporaryFolder folder;
+  const std::string bytes(5000, 'x');
+  CHECK(with_file_limit([&] {
+          auto file = AtomicFile::create(folder.file("out"));
+          if (!file.ok()) return 1;
+          const Status status = file->write_at(0, bytes.data(), bytes.size());
+          if (status.code() != Code::kIo) return 2;
+          if (status.message() != folder.file("out") + ": cannot write: File too large") return 3;
+          if (!file->write_at(0, bytes.data(), 4096).ok()) return 4;
+          sigset_t mask, pending;
+          pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+          sigpending(&pending);
+          return sigismember(&mask, SIGXFSZ) == 0 && sigismember(&pending, SIGXFSZ) == 0 ? 0 : 5;
+        }) == 0);
+  CHECK(with_file_limit([&] {
+          auto directory = PrivateDirectory::open(folder.file("private"), /*make=*/true);
+          if (!directory.ok()) return 1;
+          const std::span<const std::byte> part = std::as_bytes(std::span(bytes));
+          if (directory->write("page", {&part, 1}).code() != Code::kIo) return 2;
+          if (directory->contains("page")) return 3;
+          const rlimit nothing = {0, 0};
+          setrlimit(RLIMIT_FSIZE, &nothing);
+          auto lock = directory->lock(0);
+          if (!lock.ok()) return 4;
+          lock->set_counter(7);
+          return lock->counter() == 0 ? 0 : 5;
+        }) == 0);
+  // A signal that waits already is the host's.
+  CHECK(with_file_limit([&] {
+          sigset_t mask, pending;
+          sigemptyset(&mask);
+          sigaddset(&mask, SIGXFSZ);
+          pthread_sigmask(SIG_BLOCK, &mask, nullptr);
+          raise(SIGXFSZ);
+          auto file = AtomicFile::create(folder.file("out"));
+          if (!file.ok() || file->write_at(4096, "x", 1).code() != Code::kIo) return 1;
+          sigpending(&pending);
+          return sigismember(&pending, SIGXFSZ) == 1 ? 0 : 2;
+        }) == 0);
 }
 
 TEST_CASE("our threads take no signals and have their own floating-point mode") {
