@@ -170,10 +170,16 @@ Mapping::~Mapping() {
 
 namespace {
 
+constexpr size_t kTemporaryNameBytes = 100;  // of the file's own name, for who finds what was left
+
 // A rename would put the file in the place of a device or a FIFO, too, where the system lets it.
 Status check_replaceable(const std::string& path) {
   struct stat st;
-  if (::lstat(path.c_str(), &st) != 0 || S_ISREG(st.st_mode) || S_ISLNK(st.st_mode)) return {};
+  if (::lstat(path.c_str(), &st) != 0) {
+    // The temporary name is short, so that nothing but this finds it before the file is written.
+    return errno == ENAMETOOLONG ? io_error(path, "create", ENAMETOOLONG) : Status();
+  }
+  if (S_ISREG(st.st_mode) || S_ISLNK(st.st_mode)) return {};
   return make_error(Code::kInvalidArgument, "%s: is %s, expected a regular file or none",
                     path.c_str(), kind_of(st.st_mode));
 }
@@ -187,8 +193,13 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, uint32_t mode) {
   AtomicFile file;
   file.path_ = path;
   DSV3_TRY(check_replaceable(path));
+  // Not behind the whole name: that may be as long as the file system lets names be.
+  const size_t name = path.rfind('/') + 1;  // 0 where there is none
+  const std::string begin =
+      path.substr(0, name) +
+      std::string(utf8_prefix(std::string_view(path).substr(name), kTemporaryNameBytes));
   for (int attempt = 0; attempt < 100; ++attempt) {
-    file.temporary_ = path + format(".tmp-%d-%d", static_cast<int>(getpid()), attempt);
+    file.temporary_ = begin + format(".tmp-%d-%d", static_cast<int>(getpid()), attempt);
     file.fd_ =
         ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
     if (file.fd_ >= 0) return file;

@@ -2,10 +2,12 @@
 // a Status or a T. A message names the file, tensor or field, what was found and what was expected.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace dsv3 {
@@ -65,6 +67,9 @@ inline Status ok_status() { return {}; }
 [[gnu::format(printf, 2, 3)]] Status make_error(Code code, const char* fmt, ...);
 [[gnu::format(printf, 3, 4)]] Status make_field_error(Code code, const char* field, const char* fmt,
                                                       ...);
+
+// The beginning of a text, at most `max_bytes` of it, that ends where a UTF-8 character does.
+std::string_view utf8_prefix(std::string_view text, size_t max_bytes);
 
 template <class T>
 class [[nodiscard]] Result {

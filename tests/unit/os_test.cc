@@ -72,6 +72,39 @@ TEST_CASE("an atomic file appears whole or not at all") {
   CHECK(AtomicFile::create(folder.file("none/out")).status().code() == Code::kNotFound);
 }
 
+TEST_CASE("an atomic file may have the longest name there is, and says at once what is longer") {
+  const test::TemporaryFolder folder;
+  for (const std::string& end : {std::string("aa"), std::string("bb"), std::string("\u00E9")}) {
+    std::string name = "a";  // its characters of two bytes begin at odd offsets
+    for (int i = 0; i < 126; ++i) name += "\u00E9";
+    name += end;
+    REQUIRE(name.size() == 255);
+    auto file = AtomicFile::create(folder.file(name));
+    REQUIRE(file.ok());
+    auto second = AtomicFile::create(folder.file(name));
+    REQUIRE(second.ok());
+    CHECK(file->write_at(0, "hello", 5).ok());
+    CHECK(second->write_at(0, "other", 5).ok());
+    auto names = list_directory(folder.path());
+    for (const std::string& found : *names) CHECK(utf8_prefix(found, 99) == utf8_prefix(name, 99));
+    CHECK(file->commit().ok());
+    CHECK(test::read_bytes(folder.file(name)) == "hello");
+  }
+  CHECK(list_directory(folder.path())->size() == 3);
+  const auto status = AtomicFile::create(folder.file(std::string(256, 'a'))).status();
+  CHECK(status.code() == Code::kIo);
+  CHECK(status.message().find("File name too long") != std::string::npos);
+  CHECK(list_directory(folder.path())->size() == 3);
+}
+
+TEST_CASE("a text is cut where a character ends") {
+  const std::string text = "a\u00E9\u20AC\U0001F600z";  // of 1, 2, 3, 4 and 1 bytes
+  const size_t ends[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11, 11};
+  for (size_t i = 0; i < std::size(ends); ++i) CHECK(utf8_prefix(text, i).size() == ends[i]);
+  CHECK(utf8_prefix("\x80\x80\x80\x80\x80\x80", 5).size() == 5);  // no UTF-8
+  CHECK(utf8_prefix("", 0).empty());
+}
+
 TEST_CASE("an atomic file that may replace nothing takes no place that was taken meanwhile") {
   const test::TemporaryFolder folder;
   for (const bool taken : {false, true}) {
