@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/base/os.h"
+#include "runtime/base/seeded_hash.h"
 
 namespace dsv3 {
 namespace {
@@ -102,7 +103,7 @@ class Builder : public nlohmann::json_sax<Json> {
   // Pointers stay valid: only the innermost container grows, and it is the last element of its
   // parent.
   std::vector<Json*> stack_;
-  std::vector<std::unordered_set<std::string>> keys_;
+  std::vector<std::unordered_set<std::string, SeededHash>> keys_;
   std::string key_;
   Status status_;
 };

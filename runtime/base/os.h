@@ -93,6 +93,8 @@ std::string join_path(const std::string& dir, const std::string& name);
 
 int64_t monotonic_ns();
 uint64_t process_id();
+// For seeds that no file's author can know; nothing that is computed may depend on it.
+uint64_t unpredictable_number();
 // CPUs this process may use: affinity mask and cgroup quota, at least 1.
 int available_cpus();
 // What an aarch64 processor may have beside what all of them have: INT8 dot products (SDOT), BF16

@@ -8,6 +8,7 @@
 #include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -314,6 +315,14 @@ int64_t monotonic_ns() {
 }
 
 uint64_t process_id() { return static_cast<uint64_t>(getpid()); }
+
+uint64_t unpredictable_number() {
+  uint64_t number = 0;
+  if (::getrandom(&number, sizeof number, GRND_NONBLOCK) == sizeof number) return number;
+  // A sandbox may forbid the call, and a system that has just started has nothing yet.
+  return reinterpret_cast<uintptr_t>(&number) * 0x9E3779B97F4A7C15u ^
+         static_cast<uint64_t>(monotonic_ns());
+}
 
 namespace {
 

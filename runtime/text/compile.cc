@@ -3,11 +3,13 @@
 #include "runtime/text/compile.h"
 
 #include <array>
+#include <map>
+#include <set>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "runtime/base/json.h"
 #include "runtime/base/os.h"
+#include "runtime/base/seeded_hash.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
 
@@ -401,7 +403,7 @@ class Compiler {
     if (list.size() >= kNoId / 4) {
       return error(Code::kCorrupt, "model.merges has %zu entries", list.size());
     }
-    std::unordered_map<uint64_t, size_t> seen;
+    std::unordered_map<uint64_t, size_t, SeededHash> seen;
     seen.reserve(list.size());
     for (size_t rank = 0; rank < list.size(); ++rank) {
       std::string left, right;
@@ -514,11 +516,11 @@ class Compiler {
   bool byte_level_ = false;
   std::string template_begin_;  // the special token that TemplateProcessing puts first
   uint32_t model_size_ = 0;
-  std::vector<std::string> spellings_;                  // of model.vocab, by id
-  std::unordered_map<std::string_view, uint32_t> ids_;  // of model.vocab; views into spellings_
-  std::unordered_map<uint32_t, std::string> added_ids_;
-  std::unordered_map<std::string, uint32_t> added_texts_;
-  std::unordered_set<uint32_t> specials_;
+  std::vector<std::string> spellings_;                              // of model.vocab, by id
+  std::unordered_map<std::string_view, uint32_t, SeededHash> ids_;  // the same; views into them
+  std::map<uint32_t, std::string> added_ids_;
+  std::unordered_map<std::string, uint32_t, SeededHash> added_texts_;
+  std::set<uint32_t> specials_;
 };
 
 Result<std::string> compile_checked(const Json& root, const Json& config, const std::string& where,

@@ -7,9 +7,6 @@
 namespace dsv3 {
 namespace {
 
-// Chains of a hash table longer than this come from damage or malice.
-constexpr uint32_t kMaxChain = 4096;
-
 Status corrupt(const std::string& where, const std::string& what) {
   return make_error(Code::kCorrupt, "%s: tokenizer image: %s", where.c_str(), what.c_str());
 }

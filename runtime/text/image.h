@@ -23,6 +23,8 @@ inline constexpr uint32_t kMaxTokenBytes = 1 << 16;
 inline constexpr uint32_t kMaxVocab = 1 << 24;
 inline constexpr uint32_t kMaxSteps = 64;
 inline constexpr uint32_t kNoId = UINT32_MAX;
+// Chains of a hash table longer than this come from damage or malice.
+inline constexpr uint32_t kMaxChain = 4096;
 
 // Token flags.
 inline constexpr uint8_t kTokenAdded = 1;

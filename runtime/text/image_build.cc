@@ -14,12 +14,24 @@ void append_array(std::string* out, const std::vector<T>& values) {
   out->append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
-std::vector<MergeSlot> merge_table(const TokenizerSource& source) {
+// The tables' hashes have no seed, since an image must be the same each time: keys can be chosen so
+// that they collide. That ends here, before it takes time, and not only when the image is opened.
+Status too_full(const std::string& where, const char* field) {
+  return make_error(Code::kCorrupt, "%s: %s fills a hash table so that a look-up takes %u steps",
+                    where.c_str(), field, kMaxChain);
+}
+
+Result<std::vector<MergeSlot>> merge_table(const TokenizerSource& source,
+                                           const std::string& where) {
   const uint32_t slots = slots_for(source.merges.size());
   std::vector<MergeSlot> table(slots, {kNoId, kNoId, kNoId, kNoId});
   for (const TokenizerSource::Merge& m : source.merges) {
     uint32_t i = merge_slot(m.left, m.right, slots);
-    while (table[i].left != kNoId) i = (i + 1) & (slots - 1);
+    uint32_t steps = 0;
+    while (table[i].left != kNoId) {
+      if (++steps == kMaxChain) return too_full(where, "model.merges");
+      i = (i + 1) & (slots - 1);
+    }
     table[i] = {m.left, m.right, m.rank, m.result};
   }
   return table;
@@ -27,15 +39,19 @@ std::vector<MergeSlot> merge_table(const TokenizerSource& source) {
 
 // Words that become one token without any merging. Special tokens are left out: with special
 // parsing off, nothing that a user writes becomes one.
-std::vector<uint32_t> word_table(const TokenizerSource& source) {
-  if ((source.flags & kImageIgnoreMerges) == 0) return {};
+Result<std::vector<uint32_t>> word_table(const TokenizerSource& source, const std::string& where) {
+  if ((source.flags & kImageIgnoreMerges) == 0) return std::vector<uint32_t>();
   const uint32_t slots = slots_for(source.tokens.size());
   std::vector<uint32_t> table(slots, kNoId);
   for (uint32_t id = 0; id < source.tokens.size(); ++id) {
     const TokenizerSource::Token& token = source.tokens[id];
     if (!token.byte_level || (token.flags & kTokenSpecial) != 0) continue;
     uint32_t i = word_slot(token.bytes, slots);
-    while (table[i] != kNoId) i = (i + 1) & (slots - 1);
+    uint32_t steps = 0;
+    while (table[i] != kNoId) {
+      if (++steps == kMaxChain) return too_full(where, "model.vocab");
+      i = (i + 1) & (slots - 1);
+    }
     table[i] = id;
   }
   return table;
@@ -73,8 +89,8 @@ Result<std::string> build_image(const TokenizerSource& source, const std::string
                      static_cast<uint32_t>(step.pattern.size())});
     patterns += step.pattern;
   }
-  const std::vector<MergeSlot> merges = merge_table(source);
-  const std::vector<uint32_t> words = word_table(source);
+  DSV3_ASSIGN(const std::vector<MergeSlot> merges, merge_table(source, where));
+  DSV3_ASSIGN(const std::vector<uint32_t> words, word_table(source, where));
 
   ImageHeader header{};
   std::memcpy(header.magic, kImageMagic, sizeof(kImageMagic));

@@ -1,5 +1,8 @@
 // What is not a tokenizer, or not one that is implemented, is refused with the file's and the
 // field's name.
+#include <bit>
+
+#include "runtime/text/image.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/support.h"
 #include "tests/unit/text_support.h"
@@ -148,6 +151,29 @@ TEST_CASE("merges that do not hold together") {
   j = good;
   j["added_tokens"].push_back(added_token(256, "ab"));
   check_refused(j, Code::kUnsupported, "makes the special token \"ab\" out of plain text");
+}
+
+TEST_CASE("merges chosen to collide in the table are refused before they take time") {
+  // Tokens "aa" to "a" * 1300: enough pairs for 5,000 that want one of 128 neighbouring slots.
+  constexpr int kLongest = 1300, kMerges = 5000;
+  OrderedJson j = small_tokenizer();
+  const auto id = [](int length) {
+    return length == 1 ? 97u : static_cast<uint32_t>(254 + length);
+  };
+  const auto text = [](int length) { return std::string(static_cast<size_t>(length), 'a'); };
+  OrderedJson vocab = j["model"]["vocab"];
+  for (int k = 2; k <= kLongest; ++k) vocab.push_back({text(k), id(k)});
+  j["model"]["vocab"] = std::move(vocab);
+  auto& merges = j["model"]["merges"];
+  const uint32_t slots = std::bit_ceil(2u * kMerges);
+  for (int left = 1; left < kLongest; ++left) {
+    for (int right = 1; left + right <= kLongest && merges.size() < kMerges; ++right) {
+      if (merge_slot(id(left), id(right), slots) >= 128) continue;
+      merges.push_back(text(left) + " " + text(right));
+    }
+  }
+  REQUIRE(merges.size() == kMerges);
+  check_refused(j, Code::kCorrupt, "model.merges fills a hash table");
 }
 
 TEST_CASE("added tokens that do not hold together") {
