@@ -45,7 +45,7 @@ Result<Found> find_template(const std::string& dir) {
   for (const char* name : {"chat_template.json", "tokenizer_config.json"}) {
     found.where = join_path(dir, name);
     if (!file_exists(found.where)) continue;
-    DSV3_ASSIGN(const Json config, read_json(found.where));
+    DSV3_ASSIGN(const Json config, read_json(found.where, kSmallFile));
     if (!config.is_object() || !config.contains("chat_template")) continue;
     DSV3_TRY(from_json(config["chat_template"], &found));
     if (!found.text.empty()) return found;

@@ -16,7 +16,6 @@
 namespace dsv3 {
 namespace {
 
-constexpr uint64_t kMaxFileBytes = uint64_t{1} << 30;
 constexpr size_t kMaxPatternBytes = 64 * 1024;
 
 // The alphabet of byte-level BPE: a printable character for every byte. Bytes that print stand for
@@ -542,7 +541,7 @@ Result<std::string> Tokenizer::compile_json(std::string_view tokenizer_json,
   DSV3_ASSIGN(const Json root, parse_json(tokenizer_json, where));
   Json config;
   if (!tokenizer_config_json.empty()) {
-    DSV3_ASSIGN(config, parse_json(tokenizer_config_json, config_where));
+    DSV3_ASSIGN(config, parse_json(tokenizer_config_json, config_where, kSmallFile));
   }
   return compile_checked(root, config, where, config_where);
 }
@@ -559,15 +558,15 @@ Result<std::string> Tokenizer::compile(const std::string& checkpoint_dir) {
     }
     return make_error(Code::kNotFound, "%s: no such file", path.c_str());
   }
-  DSV3_ASSIGN(const Json root, read_json(path, {.max_bytes = kMaxFileBytes}));
+  DSV3_ASSIGN(const Json root, read_json(path));
   const std::string config_path = join_path(checkpoint_dir, "tokenizer_config.json");
   const std::string map_path = join_path(checkpoint_dir, "special_tokens_map.json");
   Json config;
   if (file_exists(config_path)) {
-    DSV3_ASSIGN(config, read_json(config_path, {.max_bytes = kMaxFileBytes}));
+    DSV3_ASSIGN(config, read_json(config_path, kSmallFile));
   }
   if (file_exists(map_path) && (config.is_null() || config.is_object())) {
-    DSV3_ASSIGN(const Json map, read_json(map_path, {.max_bytes = kMaxFileBytes}));
+    DSV3_ASSIGN(const Json map, read_json(map_path, kSmallFile));
     for (const char* field : {"bos_token", "eos_token"}) {
       if (map.is_object() && map.contains(field) && !config.contains(field)) {
         config[field] = map[field];

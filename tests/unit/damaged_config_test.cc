@@ -2,6 +2,8 @@
 // rules). Every error names the file and the field.
 #include <doctest/doctest.h>
 
+#include <filesystem>
+
 #include "runtime/base/json.h"
 #include "runtime/model/convert.h"
 #include "tests/unit/model_support.h"
@@ -85,6 +87,18 @@ TEST_CASE("30: duplicate keys, numbers out of range, lone surrogates, not JSON")
                  "config.json: "));
   CHECK(contains(check_text("[]").message(), "expected an object"));
   CHECK(contains(check_text("7").message(), "expected an object"));
+}
+TEST_CASE("30: config.json and generation_config.json of more than 16 MiB") {
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    TemporaryFolder folder;
+    mini_fp8().write(folder.path());
+    write_bytes(folder.file("generation_config.json"), "{}");
+    std::filesystem::resize_file(folder.file(name), (size_t{16} << 20) + 1);
+    const Status status = convert_checkpoint(folder.path(), folder.file("out.dsv3"), {});
+    CHECK(status.code() == Code::kCorrupt);
+    CHECK(status.message() ==
+          folder.file(name) + ": has 16777217 bytes, expected at most 16777216");
+  }
 }
 TEST_CASE("31: sizes zero, negative, 2^31, 2^63, and no integers") {
   for (const char* field : kSizes) {

@@ -1,4 +1,6 @@
 // Chat templates and fill-in-the-middle: what the golden conversations do not reach.
+#include <filesystem>
+
 #include "runtime/text/chat.h"
 #include "tests/support/support.h"
 #include "tests/unit/text_support.h"
@@ -192,6 +194,11 @@ TEST_CASE("templates are told by what they contain") {
   CHECK(other.status().message().find("<|im_start|>") != std::string::npos);
   CHECK(other.status().message().find("tokenizer_config.json") != std::string::npos);
   CHECK(config(7).status().code() == Code::kCorrupt);
+  test::write_bytes(folder.file("chat_template.json"), "{}");
+  CHECK(config(v2).value() == ChatTemplate::kV2);
+  std::filesystem::resize_file(folder.file("chat_template.json"), (size_t{16} << 20) + 1);
+  CHECK(config(v2).status().message() ==
+        folder.file("chat_template.json") + ": has 16777217 bytes, expected at most 16777216");
   test::write_bytes(folder.file("chat_template.jinja"), turns + joins);
   CHECK(config(v2).value() == ChatTemplate::kV3);  // the file of its own comes first
 }

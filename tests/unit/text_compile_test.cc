@@ -1,6 +1,7 @@
 // What is not a tokenizer, or not one that is implemented, is refused with the file's and the
 // field's name.
 #include <bit>
+#include <filesystem>
 
 #include "runtime/text/image.h"
 #include "runtime/text/tokenizer.h"
@@ -239,6 +240,15 @@ TEST_CASE("a checkpoint's folder") {
   REQUIRE(opened.ok());
   CHECK(opened.value().bos_id() == 256);  // tokenizer_config.json comes first
   CHECK(opened.value().eos_id() == 257);
+
+  for (const char* name : {"special_tokens_map.json", "tokenizer_config.json"}) {
+    std::filesystem::resize_file(folder.file(name), (size_t{16} << 20) + 1);
+    result = Tokenizer::compile(folder.path());
+    REQUIRE(!result.ok());
+    CHECK(result.status().code() == Code::kCorrupt);
+    CHECK(result.status().message() ==
+          folder.file(name) + ": has 16777217 bytes, expected at most 16777216");
+  }
 
   test::write_bytes(folder.file("tokenizer.json"), "{\"model\": 5, \"pre_tokenizer\"");
   result = Tokenizer::compile(folder.path());
