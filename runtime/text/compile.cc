@@ -321,6 +321,10 @@ class Compiler {
     }
     const auto& text = content.get_ref<const std::string&>();
     DSV3_TRY(check_token(text, field.c_str()));
+    if (text.size() > kMaxAddedBytes) {
+      return error(Code::kUnsupported, "%s: token \"%s\" has %zu bytes, expected at most %u",
+                   field.c_str(), shown(text).c_str(), text.size(), kMaxAddedBytes);
+    }
     uint32_t id = 0;
     DSV3_TRY(token_id(get(j, "id"), field.c_str(), text, &id));
     bool special = false, normalized = true, single_word = false, lstrip = false, rstrip = false;

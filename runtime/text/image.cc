@@ -183,6 +183,10 @@ Status TokenizerImage::check_added(const std::string& where) const {
     if ((i > 0 && text <= previous) || !is_valid_utf8(text)) {
       return corrupt(where, format("added token %u is out of order or not UTF-8", i));
     }
+    if (text.size() > kMaxAddedBytes) {
+      return corrupt(where, format("added token %u has %zu bytes, expected at most %u", i,
+                                   text.size(), kMaxAddedBytes));
+    }
     previous = text;
   }
   return {};

@@ -20,6 +20,9 @@ inline constexpr char kImageMagic[8] = {'D', 'S', 'V', '3', 'T', 'O', 'K', '\n'}
 inline constexpr uint32_t kImageVersion = 1;
 
 inline constexpr uint32_t kMaxTokenBytes = 1 << 16;
+// Of an added token: each is looked for at every byte of a text. Published ones have up to 33
+// bytes.
+inline constexpr uint32_t kMaxAddedBytes = 1024;
 inline constexpr uint32_t kMaxVocab = 1 << 24;
 inline constexpr uint32_t kMaxSteps = 64;
 inline constexpr uint32_t kNoId = UINT32_MAX;

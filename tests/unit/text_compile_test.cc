@@ -3,6 +3,7 @@
 #include <bit>
 #include <filesystem>
 
+#include "runtime/text/compile.h"
 #include "runtime/text/image.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/support.h"
@@ -192,6 +193,12 @@ TEST_CASE("added tokens that do not hold together") {
   check_refused(added({added_token('b', "<s>")}), bad, "model.vocab gives to \"b\"");
   check_refused(added({added_token('b', "a")}), bad, "model.vocab gives it 97");
   check_refused(added({added_token(256, "")}), bad, "has 0 bytes");
+  check_refused(added({added_token(256, std::string(1025, 'x'))}), Code::kUnsupported,
+                "added_tokens[0]: token \"" + std::string(60, 'x') +
+                    "...\" has 1025 bytes, expected at most 1024");
+  CHECK(Tokenizer::compile_json(added({added_token(256, std::string(1024, 'x'))}).dump(), "",
+                                "t.json")
+            .ok());
   OrderedJson token = added_token(256, "<s>");
   token["id"] = uint64_t{1} << 31;
   check_refused(added({token}), bad, "added_tokens[0]: token \"<s>\" has id 2147483648");
@@ -281,6 +288,26 @@ TEST_CASE("damaged images") {
     std::string flipped = *image;
     flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ 1 << (bit % 8));
     CHECK_MESSAGE(!opens(flipped), "bit ", bit, " flipped");
+  }
+}
+
+TEST_CASE("an image with a long added token") {
+  for (const size_t size : {1024, 1025}) {
+    TokenizerSource source;
+    for (int b = 0; b < 256; ++b) {
+      source.tokens.push_back({.bytes = std::string(1, static_cast<char>(b)), .byte_level = true});
+    }
+    source.tokens.push_back({.bytes = std::string(size, 'x'), .flags = kTokenAdded});
+    source.added.push_back({256, 0});
+    const Result<std::string> image = build_image(source, "t.json");
+    REQUIRE(image.ok());
+    const auto opened = TokenizerImage::open(
+        {reinterpret_cast<const uint8_t*>(image.value().data()), image.value().size()}, "x.dsv3");
+    CHECK(opened.ok() == (size == 1024));
+    if (opened.ok()) continue;
+    CHECK(opened.status().code() == Code::kCorrupt);
+    CHECK(opened.status().message() ==
+          "x.dsv3: tokenizer image: added token 0 has 1025 bytes, expected at most 1024");
   }
 }
 
