@@ -326,11 +326,18 @@ Result<Preamble> decode_preamble(std::span<const uint8_t> bytes, uint64_t file_b
     return make_field_error(Code::kCorrupt, what, "%s: %s is %llu, expected %llu", where.c_str(),
                             what, ull(found), ull(expected));
   };
+  const auto out_of_range = [&](const char* what, uint64_t found, const char* side,
+                                uint64_t limit) {
+    return make_field_error(Code::kCorrupt, what, "%s: %s is %llu, expected at %s %llu",
+                            where.c_str(), what, ull(found), side, ull(limit));
+  };
   if (bytes.size() < sizeof kMagic || std::memcmp(bytes.data(), kMagic, sizeof kMagic) != 0) {
     return make_error(Code::kCorrupt, "%s: is not a .dsv3 file (it does not begin with its magic)",
                       where.c_str());
   }
-  if (bytes.size() < kPreambleBytes) return corrupt("file size", bytes.size(), kPreambleBytes);
+  if (bytes.size() < kPreambleBytes) {
+    return out_of_range("file size", bytes.size(), "least", kPreambleBytes);
+  }
   const uint32_t version = load<uint32_t>(&bytes[8]);
   if (version != kContainerVersion) {
     return make_field_error(Code::kUnsupported, "version",
@@ -346,12 +353,14 @@ Result<Preamble> decode_preamble(std::span<const uint8_t> bytes, uint64_t file_b
   if (reserved != 0) return corrupt("reserved field", reserved, 0);
   if (p.file_bytes != file_bytes) return corrupt("file size", file_bytes, p.file_bytes);
   if (p.header_bytes > kMaxHeader || p.header_bytes > file_bytes - kPreambleBytes) {
-    return corrupt("header size", p.header_bytes,
-                   std::min(kMaxHeader, file_bytes - uint64_t{kPreambleBytes}));
+    return out_of_range("header size", p.header_bytes, "most",
+                        std::min(kMaxHeader, file_bytes - uint64_t{kPreambleBytes}));
   }
   const uint64_t data_offset = round_up(kPreambleBytes + p.header_bytes, kDataAlign);
   if (p.data_offset != data_offset) return corrupt("data offset", p.data_offset, data_offset);
-  if (p.data_offset > file_bytes) return corrupt("file size", file_bytes, p.data_offset);
+  if (p.data_offset > file_bytes) {
+    return out_of_range("file size", file_bytes, "least", p.data_offset);
+  }
   return p;
 }
 

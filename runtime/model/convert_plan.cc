@@ -60,6 +60,11 @@ class Planner {
       const std::string wanted = shape.size() == 1
                                      ? format("[%lld]", static_cast<long long>(shape[0]))
                                      : shape_text(shape[0], shape[1]);
+      if (tensor->shape.empty()) {
+        return make_field_error(Code::kUnsupported, name.c_str(),
+                                "%s has type %s and rank 0, config needs shape %s",
+                                tensor->where().c_str(), tensor->dtype.c_str(), wanted.c_str());
+      }
       return make_field_error(Code::kCorrupt, name.c_str(), "%s has shape %s, config needs %s",
                               tensor->where().c_str(), tensor->shape_text().c_str(),
                               wanted.c_str());

@@ -15,17 +15,22 @@ constexpr size_t kMaxRank = 8;
 struct TypeInfo {
   const char* name;
   SourceType type;
-  size_t bytes;
+  unsigned bits;
 };
+// All of the format (the enum Dtype of the original reader): what no weight can have is refused
+// where it is needed, by its name, and a tensor that is not needed may have any.
 constexpr TypeInfo kTypes[] = {
-    {"F32", SourceType::kF32, 4},        {"BF16", SourceType::kBF16, 2},
-    {"F16", SourceType::kF16, 2},        {"F8_E4M3", SourceType::kF8E4M3, 1},
-    {"F8_E8M0", SourceType::kF8E8M0, 1}, {"F8_E5M2", SourceType::kOther, 1},
-    {"BOOL", SourceType::kOther, 1},     {"U8", SourceType::kU8, 1},
-    {"I8", SourceType::kOther, 1},       {"I16", SourceType::kOther, 2},
-    {"U16", SourceType::kOther, 2},      {"I32", SourceType::kOther, 4},
-    {"U32", SourceType::kOther, 4},      {"F64", SourceType::kOther, 8},
-    {"I64", SourceType::kOther, 8},      {"U64", SourceType::kOther, 8},
+    {"F32", SourceType::kF32, 32},          {"BF16", SourceType::kBF16, 16},
+    {"F16", SourceType::kF16, 16},          {"F8_E4M3", SourceType::kF8E4M3, 8},
+    {"F8_E8M0", SourceType::kF8E8M0, 8},    {"U8", SourceType::kU8, 8},
+    {"F4", SourceType::kOther, 4},          {"F6_E2M3", SourceType::kOther, 6},
+    {"F6_E3M2", SourceType::kOther, 6},     {"F8_E5M2", SourceType::kOther, 8},
+    {"F8_E4M3FNUZ", SourceType::kOther, 8}, {"F8_E5M2FNUZ", SourceType::kOther, 8},
+    {"BOOL", SourceType::kOther, 8},        {"I8", SourceType::kOther, 8},
+    {"I16", SourceType::kOther, 16},        {"U16", SourceType::kOther, 16},
+    {"I32", SourceType::kOther, 32},        {"U32", SourceType::kOther, 32},
+    {"F64", SourceType::kOther, 64},        {"I64", SourceType::kOther, 64},
+    {"U64", SourceType::kOther, 64},        {"C64", SourceType::kOther, 64},
 };
 
 std::string shape_text_of(const std::vector<int64_t>& shape) {
@@ -66,14 +71,20 @@ class EntryReader {
       }
     }
     if (entry.dtype.empty()) return error("has no dtype");
-    if (entry.shape.empty()) return error("has no shape, or rank 0; expected 1 to 8 dimensions");
+    if (!has_shape_) return error("has no shape");
     if (!has_offsets_) return error("has no data_offsets");
-    uint64_t bytes = entry.element_bytes;
+    const bool packed = element_bits_ % 8 != 0;
+    uint64_t bytes = packed ? element_bits_ : entry.element_bytes;  // of packed ones bits, at first
     for (const int64_t dim : entry.shape) {
       if (!checked_mul(bytes, static_cast<uint64_t>(dim), &bytes)) {
         return error("has shape %s, whose size overflows", shape_text_of(entry.shape).c_str());
       }
     }
+    if (packed && bytes % 8 != 0) {
+      return error("has %llu bits for %s %s, expected whole bytes", ull(bytes), entry.dtype.c_str(),
+                   shape_text_of(entry.shape).c_str());
+    }
+    if (packed) bytes /= 8;
     if (bytes != entry.end - entry.begin) {
       return error("has data_offsets [%llu, %llu], which is %llu bytes, expected %llu for %s %s",
                    ull(entry.begin), ull(entry.end), ull(entry.end - entry.begin), ull(bytes),
@@ -96,16 +107,19 @@ class EntryReader {
     for (const TypeInfo& info : kTypes) {
       if (entry->dtype != info.name) continue;
       entry->type = info.type;
-      entry->element_bytes = info.bytes;
+      entry->element_bytes = info.bits / 8;
+      element_bits_ = info.bits;
       return {};
     }
     return error("has unknown dtype \"%.60s\"", entry->dtype.c_str());
   }
   Status read_shape(const Json& value, TensorEntry* entry) {
     if (!value.is_array()) return error("has a shape that is not an array");
-    if (value.empty() || value.size() > kMaxRank) {
-      return error("has a shape of rank %zu, expected 1 to 8 dimensions", value.size());
+    if (value.size() > kMaxRank) {
+      return error("has a shape of rank %zu, expected at most %zu dimensions", value.size(),
+                   kMaxRank);
     }
+    has_shape_ = true;
     for (const Json& dim : value) {
       if (!dim.is_number_unsigned() || dim.get<uint64_t>() > INT64_MAX) {
         return error("has %.60s in its shape, expected integers from 0 to 2^63-1",
@@ -133,7 +147,8 @@ class EntryReader {
   }
 
   std::string field_, prefix_;
-  bool has_offsets_ = false;
+  unsigned element_bits_ = 0;
+  bool has_shape_ = false, has_offsets_ = false;
 };
 
 // The format allows neither overlaps nor holes: in the order of their offsets, every tensor begins

@@ -23,8 +23,8 @@ struct TensorEntry {
   std::string name;
   std::string dtype;  // as written: "F8_E4M3"
   SourceType type = SourceType::kOther;
-  size_t element_bytes = 0;
-  std::vector<int64_t> shape;
+  size_t element_bytes = 0;     // 0: less than a byte
+  std::vector<int64_t> shape;   // empty: a single number
   uint64_t begin = 0, end = 0;  // bytes of the file
 };
 

@@ -129,7 +129,7 @@ TEST_CASE("2 and 3: empty and short files, sizes near 2^64") {
   bytes.file = good().file.substr(0, 7);
   refused(bytes.decode(), "not a .dsv3 file");
   bytes.file = good().file.substr(0, 63);
-  refused(bytes.decode(), "file size");
+  refused(bytes.decode(), "file size", "file size is 63, expected at least 64");
   bytes.file = std::string(5000, '\0');
   refused(bytes.decode(), "not a .dsv3 file");
   const std::pair<size_t, const char*> fields[] = {
@@ -139,7 +139,7 @@ TEST_CASE("2 and 3: empty and short files, sizes near 2^64") {
                              uint64_t{1} << 32, good().u64(at) * 4096}) {
       ContainerBytes changed = good();
       changed.set_u64(at, v);
-      refused(changed.decode(), name);
+      refused(changed.decode(), name, at == 16 ? "expected at most " : "expected ");
     }
   }
   ContainerBytes version = good();

@@ -189,7 +189,15 @@ TEST_CASE("15: a zero dimension in a required weight") {
                      name, "[0, 16]", Code::kCorrupt);
 }
 TEST_CASE("16: rank 0 and rank 10,000") {
-  refused(parse_entry(R"({"dtype":"F32","shape":[],"data_offsets":[0,4]})", 4), "rank 0");
+  // A single number is a tensor, but none that a model needs.
+  CHECK(parse_entry(R"({"dtype":"F32","shape":[],"data_offsets":[0,4]})", 4).ok());
+  refused(parse_entry(R"({"dtype":"F32","shape":[],"data_offsets":[0,8]})", 8), "expected 4");
+  const std::string scale = "model.layers.1.self_attn.q_a_proj.weight_scale_inv";
+  refused_conversion(convert_damaged([&](MiniCheckpoint* c) {
+                       c->at(scale).shape = {};
+                       c->at(scale).bytes.resize(4);
+                     }),
+                     scale, "has type F32 and rank 0, config needs shape [", Code::kUnsupported);
   std::string shape = "1";
   for (int i = 1; i < 10000; ++i) shape += ",1";
   refused(parse_entry(R"({"dtype":"F32","shape":[)" + shape + R"(],"data_offsets":[0,4]})", 4),
@@ -211,6 +219,40 @@ TEST_CASE("18: unknown and unexpected types, malformed entries") {
   refused(parse_entry("[1,2]"), "not an object");
   refused(parse(safetensors_file(R"({"__metadata__":[]})", "")), "__metadata__");
 
+  // Types of the format that no model here has: read past, and refused where they are needed.
+  for (const auto& [type, bits] : {std::pair("F4", 4),
+                                   {"F6_E2M3", 6},
+                                   {"F6_E3M2", 6},
+                                   {"F8_E5M2", 8},
+                                   {"F8_E4M3FNUZ", 8},
+                                   {"F8_E5M2FNUZ", 8},
+                                   {"F8_E8M0", 8},
+                                   {"BOOL", 8},
+                                   {"I8", 8},
+                                   {"I16", 16},
+                                   {"U16", 16},
+                                   {"I32", 32},
+                                   {"U32", 32},
+                                   {"I64", 64},
+                                   {"U64", 64},
+                                   {"F64", 64},
+                                   {"C64", 64}}) {
+    const auto sized = [&](int count, int bytes) {
+      return parse_entry(
+          format(R"({"dtype":"%s","shape":[%d,2],"data_offsets":[0,%d]})", type, count, bytes),
+          static_cast<size_t>(bytes));
+    };
+    CHECK_MESSAGE(sized(4, bits).ok(), std::string(type));
+    refused(sized(4, bits + 1), format("expected %d for %s [4, 2]", bits, type));
+    if (bits % 4 != 0) refused(sized(1, 1), "expected whole bytes");
+    const std::string name = "model.layers.1.self_attn.q_a_proj.weight";
+    refused_conversion(convert_damaged([&](MiniCheckpoint* c) {
+                         RawTensor& t = c->at(name);
+                         t.dtype = type;
+                         t.bytes.assign(static_cast<size_t>(t.count() * bits / 8), '\0');
+                       }),
+                       name, format("has type %s, expected", type), Code::kUnsupported);
+  }
   const std::string norm = "model.layers.1.self_attn.kv_a_layernorm.weight";
   refused_conversion(convert_damaged([&](MiniCheckpoint* c) { c->at(norm).dtype = "I16"; }), norm,
                      "has type I16, expected BF16, F16 or F32", Code::kUnsupported);
