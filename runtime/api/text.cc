@@ -172,9 +172,9 @@ dsv3_status dsv3_model_token_id(const dsv3_model* model, const char* text, uint6
     DSV3_TRY(require_tokenizer(m));
     const std::optional<int32_t> found = m.tokenizer().token_id(view);
     if (!found) {
-      return make_field_error(
-          Code::kNotFound, "text", "text is \"%.*s\", which is not an added token of %s",
-          static_cast<int>(std::min<size_t>(view.size(), 64)), view.data(), m.path().c_str());
+      return make_field_error(Code::kNotFound, "text",
+                              "text is \"%s\", which is not an added token of %s",
+                              utf8_prefix(view, 64).c_str(), m.path().c_str());
     }
     *id = *found;
     return {};

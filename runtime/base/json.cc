@@ -40,7 +40,8 @@ class Builder : public nlohmann::json_sax<Json> {
     return close();
   }
   bool key(string_t& v) override {
-    if (!keys_.back().insert(v).second) return fail("key \"%.200s\" occurs twice", v.c_str());
+    if (!keys_.back().insert(v).second)
+      return fail("key \"%s\" occurs twice", utf8_prefix(v, 200).c_str());
     key_ = std::move(v);
     return true;
   }
@@ -51,8 +52,8 @@ class Builder : public nlohmann::json_sax<Json> {
     std::string reason = e.what();
     const size_t cut = reason.find("syntax error");
     if (cut != std::string::npos) reason = reason.substr(cut);
-    status_ = make_error(Code::kCorrupt, "%s: not valid JSON at byte %zu: %.300s", where_.c_str(),
-                         position, reason.c_str());
+    status_ = make_error(Code::kCorrupt, "%s: not valid JSON at byte %zu: %s", where_.c_str(),
+                         position, utf8_prefix(reason, 300).c_str());
     return false;
   }
 

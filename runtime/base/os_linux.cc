@@ -197,8 +197,7 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, uint32_t mode) {
   // Not behind the whole name: that may be as long as the file system lets names be.
   const size_t name = path.rfind('/') + 1;  // 0 where there is none
   const std::string begin =
-      path.substr(0, name) +
-      std::string(utf8_prefix(std::string_view(path).substr(name), kTemporaryNameBytes));
+      path.substr(0, name) + utf8_prefix(path.substr(name), kTemporaryNameBytes);
   for (int attempt = 0; attempt < 100; ++attempt) {
     file.temporary_ = begin + format(".tmp-%d-%d", static_cast<int>(getpid()), attempt);
     file.fd_ =

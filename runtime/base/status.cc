@@ -42,12 +42,13 @@ Status make_field_error(Code code, const char* field, const char* fmt, ...) {
   return Status(code, std::move(message), field);
 }
 
-std::string_view utf8_prefix(std::string_view text, size_t max_bytes) {
-  if (text.size() <= max_bytes) return text;
+std::string utf8_prefix(std::string_view text, size_t max_bytes) {
+  if (text.size() <= max_bytes) return std::string(text);
   size_t end = max_bytes;
   // A character has at most three bytes behind its first; more of them are no UTF-8.
   for (int i = 0; i < 3 && end > 0 && (static_cast<uint8_t>(text[end]) & 0xC0) == 0x80; ++i) --end;
-  return text.substr(0, (static_cast<uint8_t>(text[end]) & 0xC0) == 0x80 ? max_bytes : end);
+  if ((static_cast<uint8_t>(text[end]) & 0xC0) == 0x80) end = max_bytes;
+  return std::string(text.substr(0, end));
 }
 
 }  // namespace dsv3

@@ -68,8 +68,9 @@ inline Status ok_status() { return {}; }
 [[gnu::format(printf, 3, 4)]] Status make_field_error(Code code, const char* field, const char* fmt,
                                                       ...);
 
-// The beginning of a text, at most `max_bytes` of it, that ends where a UTF-8 character does.
-std::string_view utf8_prefix(std::string_view text, size_t max_bytes);
+// The beginning of a text, at most `max_bytes` of it, that ends where a UTF-8 character does: what
+// a message shows of a name that may be long.
+std::string utf8_prefix(std::string_view text, size_t max_bytes);
 
 template <class T>
 class [[nodiscard]] Result {

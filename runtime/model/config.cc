@@ -14,7 +14,7 @@ std::string brief(const Json& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "an array";
   std::string text = value.dump();
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
+  if (text.size() > 60) text = utf8_prefix(text, 57) + "...";
   return text;
 }
 
@@ -73,7 +73,7 @@ class Fields {
     error(Code::kCorrupt, key, brief(found), expected);
   }
   void unsupported(const char* key, const std::string& found, const char* expected) {
-    error(Code::kUnsupported, key, format("\"%.60s\"", found.c_str()), expected);
+    error(Code::kUnsupported, key, format("\"%s\"", utf8_prefix(found, 60).c_str()), expected);
   }
   void error(Code code, const char* key, const std::string& found, const char* expected) {
     if (!status_.ok()) return;

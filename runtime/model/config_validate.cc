@@ -161,9 +161,9 @@ Status ModelConfig::validate(const std::string& where) const {
   Rules r(where);
   if (model_type != "deepseek_v2" && model_type != "deepseek_v3" && model_type != "kimi_k2") {
     return make_field_error(Code::kUnsupported, "model_type",
-                            "%s: model_type is \"%.60s\", expected \"deepseek_v2\", "
+                            "%s: model_type is \"%s\", expected \"deepseek_v2\", "
                             "\"deepseek_v3\" or \"kimi_k2\"",
-                            where.c_str(), model_type.c_str());
+                            where.c_str(), utf8_prefix(model_type, 60).c_str());
   }
   check_sizes(r, *this);
   Status status = r.take();

@@ -168,7 +168,7 @@ class RecordReader {
   Status read() {
     if (found_.name() == nullptr || found_.name()->string_view() != expected_.name) {
       const std::string name = found_.name() == nullptr ? "" : found_.name()->str();
-      return error("is called \"%.100s\" in the index", name.c_str());
+      return error("is called \"%s\" in the index", utf8_prefix(name, 100).c_str());
     }
     DSV3_TRY(same("count", found_.count(), expected_.count));
     if (found_.parts() == nullptr || found_.hashes() == nullptr) {

@@ -333,9 +333,9 @@ class Planner {
     }
     if (count == 0) return {};
     const std::string more = count == 1 ? "" : format(", nor for %zu others", count - 1);
-    return make_field_error(Code::kUnsupported, first->name.substr(0, 200).c_str(),
+    return make_field_error(Code::kUnsupported, utf8_prefix(first->name, 200).c_str(),
                             "%s: tensor %s: the config has no place for it%s",
-                            first->file->path().c_str(), first->name.substr(0, 200).c_str(),
+                            first->file->path().c_str(), utf8_prefix(first->name, 200).c_str(),
                             more.c_str());
   }
 

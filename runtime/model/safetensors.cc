@@ -44,7 +44,7 @@ std::string shape_text_of(const std::vector<int64_t>& shape) {
 unsigned long long ull(uint64_t v) { return v; }
 
 // A name for messages: what a hostile file can put there must not fill the screen.
-std::string shown(const std::string& name) { return name.substr(0, 200); }
+std::string shown(const std::string& name) { return utf8_prefix(name, 200); }
 
 // Reads one entry of the header: {"dtype": ..., "shape": [...], "data_offsets": [begin, end]}.
 class EntryReader {
@@ -67,7 +67,7 @@ class EntryReader {
       } else if (key == "data_offsets") {
         DSV3_TRY(read_offsets(value, data_bytes, &entry));
       } else {
-        return error("has an unknown field \"%.60s\"", key.c_str());
+        return error("has an unknown field \"%s\"", utf8_prefix(key, 60).c_str());
       }
     }
     if (entry.dtype.empty()) return error("has no dtype");
@@ -111,7 +111,7 @@ class EntryReader {
       element_bits_ = info.bits;
       return {};
     }
-    return error("has unknown dtype \"%.60s\"", entry->dtype.c_str());
+    return error("has unknown dtype \"%s\"", utf8_prefix(entry->dtype, 60).c_str());
   }
   Status read_shape(const Json& value, TensorEntry* entry) {
     if (!value.is_array()) return error("has a shape that is not an array");
@@ -122,8 +122,8 @@ class EntryReader {
     has_shape_ = true;
     for (const Json& dim : value) {
       if (!dim.is_number_unsigned() || dim.get<uint64_t>() > INT64_MAX) {
-        return error("has %.60s in its shape, expected integers from 0 to 2^63-1",
-                     dim.is_structured() ? "a list" : dim.dump().c_str());
+        return error("has %s in its shape, expected integers from 0 to 2^63-1",
+                     dim.is_structured() ? "a list" : utf8_prefix(dim.dump(), 60).c_str());
       }
       entry->shape.push_back(dim.get<int64_t>());
     }
@@ -250,9 +250,9 @@ Result<std::map<std::string, std::string>> parse_safetensors_index(std::string_v
     if (shard.empty() || shard.size() > 255 || shard[0] == '.' ||
         shard.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos) {
       return make_field_error(Code::kCorrupt, "weight_map",
-                              "%s: weight_map names \"%.100s\" as the file of %s, expected the "
+                              "%s: weight_map names \"%s\" as the file of %s, expected the "
                               "plain name of a file beside it",
-                              where.c_str(), shard.c_str(), shown(name).c_str());
+                              where.c_str(), utf8_prefix(shard, 100).c_str(), shown(name).c_str());
     }
     out.emplace(name, shard);
   }

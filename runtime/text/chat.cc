@@ -51,8 +51,8 @@ Status check_message(const ChatMessage& m, size_t i) {
   if (!assistant && m.role != "system" && m.role != "user" && m.role != "tool") {
     return make_field_error(
         Code::kInvalidArgument, "role",
-        "messages[%zu].role is \"%.60s\", expected system, user, assistant or tool", i,
-        m.role.c_str());
+        "messages[%zu].role is \"%s\", expected system, user, assistant or tool", i,
+        utf8_prefix(m.role, 60).c_str());
   }
   if (!assistant && !m.tool_calls.empty()) {
     return message_error(Code::kInvalidArgument, i, "only an assistant calls tools");

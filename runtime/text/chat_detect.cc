@@ -61,7 +61,7 @@ std::string glimpse(const std::string& text) {
   if (begin != std::string::npos && end != std::string::npos && end - begin < 60) {
     return text.substr(begin, end + 2 - begin);
   }
-  return text.substr(0, 60);
+  return utf8_prefix(text, 60);
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ std::string kind_of(const Json& j) {
 // A text as a message can show it.
 std::string shown(std::string_view text) {
   std::string out;
-  append_lossy_utf8(text.substr(0, 60), &out);
+  append_lossy_utf8(utf8_prefix(text, 60), &out);
   return text.size() > 60 ? out + "..." : out;
 }
 

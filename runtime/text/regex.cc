@@ -128,8 +128,8 @@ Result<Regex> Regex::build(const std::string& translated, std::string_view shown
   if (regex.rep_->code == nullptr) {
     char reason[256] = "";
     pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(reason), sizeof(reason));
-    return make_error(Code::kUnsupported, "%s: pattern \"%.200s\" cannot be used: %s",
-                      where.c_str(), regex.rep_->shown.c_str(), reason);
+    return make_error(Code::kUnsupported, "%s: pattern \"%s\" cannot be used: %s", where.c_str(),
+                      utf8_prefix(regex.rep_->shown, 200).c_str(), reason);
   }
   // Systems that forbid memory both writable and executable refuse the JIT; the interpreter works
   // everywhere.
@@ -201,8 +201,8 @@ Status Regex::error(int code) const {
     pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(reason), sizeof(reason));
   }
   return make_error(code == PCRE2_ERROR_NOMEMORY ? Code::kOutOfMemory : Code::kCapacity,
-                    "%s: pattern \"%.200s\" needs too much work on this text: %s",
-                    rep_->where.c_str(), rep_->shown.c_str(), reason);
+                    "%s: pattern \"%s\" needs too much work on this text: %s", rep_->where.c_str(),
+                    utf8_prefix(rep_->shown, 200).c_str(), reason);
 }
 
 }  // namespace dsv3

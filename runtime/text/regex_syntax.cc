@@ -143,8 +143,8 @@ class Translator {
  private:
   Status refuse(const std::string& what) const {
     return make_error(Code::kUnsupported,
-                      "%s: pattern \"%.200s\" contains %s at byte %zu, which is not implemented",
-                      where_.c_str(), std::string(in_).c_str(), what.c_str(), at_);
+                      "%s: pattern \"%s\" contains %s at byte %zu, which is not implemented",
+                      where_.c_str(), utf8_prefix(in_, 200).c_str(), what.c_str(), at_);
   }
   bool next_is(std::string_view text) const { return in_.substr(at_).starts_with(text); }
   bool more() const { return at_ < in_.size(); }

@@ -144,6 +144,11 @@ TEST_CASE("text of special tokens is plain text unless asked for") {
                               error.out()) == DSV3_OK);
   CHECK(needed == 1);
   CHECK(out[0] == id);
+  std::string text = "a";  // its characters begin at odd places; 64 bytes of it are shown
+  for (int i = 0; i < 50; ++i) text += "\u00E9";
+  CHECK(dsv3_model_token_id(f.model.get(), text.data(), text.size(), &id, error.out()) ==
+        DSV3_E_NOT_FOUND);
+  CHECK(error.message().find("text is \"" + text.substr(0, 63) + "\", which") != std::string::npos);
   expect(dsv3_model_token_id(f.model.get(), "nonsense", DSV3_NUL_TERMINATED, &id, error.out()),
          error, DSV3_E_NOT_FOUND, "text");
   // In a session as well.

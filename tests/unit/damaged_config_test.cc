@@ -88,6 +88,14 @@ TEST_CASE("30: duplicate keys, numbers out of range, lone surrogates, not JSON")
   CHECK(contains(check_text("[]").message(), "expected an object"));
   CHECK(contains(check_text("7").message(), "expected an object"));
 }
+TEST_CASE("30: what a message shows of a long text ends where a character does") {
+  std::string text = "a";  // its characters begin at odd places
+  for (int i = 0; i < 100; ++i) text += "é";
+  refused(check_field("hidden_size", text), "hidden_size",
+          "hidden_size is \"" + text.substr(0, 55) + "..., expected an integer");
+  refused(check_field("hidden_act", text), "hidden_act",
+          "hidden_act is \"" + text.substr(0, 59) + "\", expected \"silu\"");
+}
 TEST_CASE("30: config.json and generation_config.json of more than 16 MiB") {
   for (const char* name : {"config.json", "generation_config.json"}) {
     TemporaryFolder folder;

@@ -133,6 +133,13 @@ TEST_CASE("6: the same name twice") {
   refused(parse(safetensors_file("{" + entry + "," + entry + "}", std::string(16, '\0'))), "twice");
   refused(parse(safetensors_file("{" + entry + "," + other + "}", std::string(32, '\0'))), "twice");
 }
+TEST_CASE("a long name is shown up to where a character ends") {
+  std::string name = "a";  // its characters begin at odd places
+  for (int i = 0; i < 150; ++i) name += "é";
+  const Status status = parse(safetensors_file("{\"" + name + "\":{}}", ""));
+  refused(status, "tensor " + name.substr(0, 199) + " has no dtype");
+  CHECK(status.field() == name.substr(0, 199));
+}
 TEST_CASE("7 and 8: overlaps and holes") {
   const auto two = [](const char* range) {
     return parse(safetensors_file(

@@ -41,6 +41,14 @@ TEST_CASE("what is not JSON is refused with its place") {
 
 TEST_CASE("duplicate keys are refused by name, in any object") {
   CHECK(contains(message_of(R"({"a": {"key": 1, "key": 2}})"), "\"key\" occurs twice"));
+  // A long key is cut where a character ends: 199 bytes here, 200 there.
+  for (const std::string& start : {std::string("a"), std::string()}) {
+    std::string key = start;
+    for (int i = 0; i < 150; ++i) key += "é";
+    const std::string shown = key.substr(0, 200 - start.size());
+    CHECK(contains(message_of("{\"" + key + "\": 1, \"" + key + "\": 2}"),
+                   "key \"" + shown + "\" occurs twice"));
+  }
   CHECK(parse_json(R"({"a": {"k": 1}, "b": {"k": 2}})", "x").ok());
 }
 
