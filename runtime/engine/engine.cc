@@ -148,7 +148,12 @@ Status Engine::start() {
                               ": one page of %lld tokens",
                               bytes, page, static_cast<long long>(kPageTokens));
     }
-    DSV3_ASSIGN(disk_, DiskCache::open(options_.disk_cache_dir, bytes, latent_identity()));
+    auto disk = DiskCache::open(options_.disk_cache_dir, bytes, latent_identity());
+    if (!disk.ok()) {
+      const Status& status = disk.status();
+      return Status(status.code(), status.message(), "disk_cache_dir", status.retryable());
+    }
+    disk_ = std::move(*disk);
     DSV3_TRY(disk_->start(shared_from_this()));
     stop_disk.disk = disk_.get();
   }

@@ -161,7 +161,9 @@ TEST_CASE("directories that cannot serve are refused when the context is made") 
   ::chmod(open.c_str(), 0755);
   CHECK(refused(open) == DSV3_E_IO);
   CHECK(error.message().find("expected 0700") != std::string::npos);
+  CHECK(error.field() == "disk_cache_dir");
   CHECK(refused(folder.file("no/parent")) == DSV3_E_NOT_FOUND);
+  CHECK(error.field() == "disk_cache_dir");
   std::filesystem::create_directory_symlink(open, folder.file("link"));
   CHECK(refused(folder.file("link")) == DSV3_E_IO);
   CHECK(error.message().find("is a symbolic link") != std::string::npos);
