@@ -3,7 +3,12 @@
 #include <doctest/doctest.h>
 #include <pthread.h>
 
+#include <algorithm>
+#include <functional>
 #include <string>
+#include <vector>
+
+#include "runtime/base/os.h"
 
 namespace dsv3 {
 namespace {
@@ -50,6 +55,53 @@ TEST_CASE("duplicate keys are refused by name, in any object") {
                    "key \"" + shown + "\" occurs twice"));
   }
   CHECK(parse_json(R"({"a": {"k": 1}, "b": {"k": 2}})", "x").ok());
+}
+
+// Keys of 16 printable bytes to which libstdc++'s std::hash, MurmurHash64A with a known seed, gives
+// one value: whatever the first eight bytes are, some other eight lead to the same state.
+std::vector<std::string> colliding_keys(size_t count) {
+  constexpr uint64_t kMul = 0xC6A4A7935BD1E995u, kSeed = 0xC70F6907u, kTarget = 1;
+  uint64_t inverse = 1;  // of kMul, by Newton's iteration
+  for (int i = 0; i < 6; ++i) inverse *= 2 - kMul * inverse;
+  const auto mix = [](uint64_t v) { return v ^ v >> 47; };  // its own inverse
+  std::vector<std::string> keys;
+  for (uint64_t n = 0; keys.size() < count; ++n) {
+    uint64_t block[2] = {};  // the number in hexadecimal digits of another alphabet
+    for (int i = 0; i < 8; ++i) block[0] = block[0] << 8 | ('a' + (n >> 4 * i & 15));
+    const uint64_t state = ((kSeed ^ 16 * kMul) ^ mix(block[0] * kMul) * kMul) * kMul;
+    block[1] = mix((state ^ kTarget) * inverse) * inverse;
+    std::string key(reinterpret_cast<const char*>(block), sizeof block);
+    const auto plain = [](char c) { return c >= ' ' && c < 127 && c != '"' && c != '\\'; };
+    if (std::all_of(key.begin(), key.end(), plain)) keys.push_back(std::move(key));
+  }
+  return keys;
+}
+
+TEST_CASE("keys chosen so that std::hash gives one value take no longer than others") {
+  constexpr size_t kKeys = 10000;
+  const std::vector<std::string> keys = colliding_keys(kKeys);
+#ifdef __GLIBCXX__
+  for (const std::string& key : keys) {
+    REQUIRE(std::hash<std::string>()(key) == std::hash<std::string>()(keys[0]));
+  }
+#endif
+  std::string colliding, ordinary;
+  for (size_t i = 0; i < kKeys; ++i) {
+    colliding += (i == 0 ? "{\"" : ",\"") + keys[i] + "\":0";
+    ordinary += (i == 0 ? "{\"" : ",\"") + std::to_string(1000000000000000 + i) + "\":0";
+  }
+  const auto best_of_three = [](const std::string& text) {
+    int64_t best = INT64_MAX;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t begin = monotonic_ns();
+      const auto json = parse_json(text + "}", "x");
+      best = std::min(best, monotonic_ns() - begin);
+      REQUIRE(json.ok());
+    }
+    return best;
+  };
+  const int64_t usual = best_of_three(ordinary);
+  CHECK(best_of_three(colliding) < 10 * usual);  // some 50 times with std::hash
 }
 
 TEST_CASE("depth is bounded, and a deep document needs no stack") {
