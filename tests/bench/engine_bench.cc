@@ -401,11 +401,20 @@ void sets_line(const Bench& b, const std::string& sets) {
   }
 }
 
-// "v2-lite:4"
+// "v2-lite:4", "v2-lite:4:bf16"
 dsv3_model* synthesise(const std::string& what) {
   const size_t colon = what.find(':');
+  const size_t second = what.find(':', colon + 1);
+  const std::string type = second == std::string::npos ? "fp8" : what.substr(second + 1);
+  dsv3::SyntheticOptions options;
+  if (type == "bf16") {
+    options.linear = options.ffn = options.experts = dsv3::kernels::DType::kBF16;
+  } else if (type != "fp8") {
+    std::fprintf(stderr, "engine_bench: type is \"%s\", expected fp8 or bf16\n", type.c_str());
+    std::exit(2);
+  }
   auto config = dsv3::synthetic_config(what.substr(0, colon), std::atoi(what.c_str() + colon + 1));
-  auto model = config.ok() ? dsv3::Model::synthesise(*config, {}) : config.status();
+  auto model = config.ok() ? dsv3::Model::synthesise(*config, options) : config.status();
   if (!model.ok()) {
     std::fprintf(stderr, "%s\n", model.status().message().c_str());
     std::exit(1);
@@ -417,8 +426,9 @@ dsv3_model* synthesise(const std::string& what) {
 
 constexpr const char* kUsage =
     R"(usage: engine_bench MODEL.dsv3 [THREADS [SECONDS [LINE]]]
-       engine_bench SHAPE:LAYERS [THREADS [SECONDS [LINE]]]
-SHAPE:LAYERS  a synthetic model with random FP8 weights: tiny, v2-lite or v3; 0 layers: all
+       engine_bench SHAPE:LAYERS[:TYPE] [THREADS [SECONDS [LINE]]]
+SHAPE:LAYERS  a synthetic model with random weights: tiny, v2-lite or v3; 0 layers: all
+TYPE          of its matrices: fp8 (default) or bf16; embedding and head are BF16
 THREADS       0 (default): the CPUs this process may use
 SECONDS       of each measurement, 3 by default
 LINE          all (default), or of a file:
