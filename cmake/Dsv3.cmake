@@ -32,6 +32,7 @@ if(DSV3_SANITIZE)
 endif()
 if(DSV3_FUZZ)
   target_compile_options(dsv3_flags INTERFACE -fsanitize=fuzzer-no-link)
+  target_compile_definitions(dsv3_flags INTERFACE DSV3_FUZZED=1)
 endif()
 
 # Linked after dsv3_flags, these take back some of a sanitizer's build. dsv3_unsanitized: all of it.

@@ -17,8 +17,7 @@ struct JsonLimits {
   int max_depth = 64;
   size_t max_bytes = size_t{1} << 30;
 };
-// For files that are always small (config.json and the like): the greatest published have some
-// hundred KiB.
+// For files that are always small (config.json and the like): published ones have less than 2 MiB.
 inline constexpr JsonLimits kSmallFile = {.max_bytes = size_t{16} << 20};
 
 // Parses `text`; `where` (a file's name) opens every message.

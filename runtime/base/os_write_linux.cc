@@ -14,8 +14,8 @@ namespace {
 constexpr size_t kMostAtOnce = size_t{1} << 30;  // what every system takes in one call
 
 // Keeps SIGXFSZ from this thread, to which the system directs it, while one call writes. A signal
-// of the call's own is taken away; one that waited before is the host's and stays. Not by ignoring
-// the signal: its disposition belongs to the whole process.
+// of the call's own is taken away, unless one waited before, which is the host's and stays. Not by
+// ignoring the signal: its disposition belongs to the whole process.
 class SizeSignalBlock {
  public:
   SizeSignalBlock() {
@@ -24,7 +24,7 @@ class SizeSignalBlock {
     pthread_sigmask(SIG_BLOCK, &signal_, &before_);
     sigset_t pending;
     waited_ = sigpending(&pending) != 0 || sigismember(&pending, SIGXFSZ) == 1;
-    errno = 0;
+    errno = 0;  // tells whether the call failed
   }
   SizeSignalBlock(const SizeSignalBlock&) = delete;
   ~SizeSignalBlock() {
@@ -35,10 +35,11 @@ class SizeSignalBlock {
       }
     }
     pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-    errno = error;
+    errno = error == 0 ? hosts_error_ : error;
   }
 
  private:
+  const int hosts_error_ = errno;
   sigset_t signal_, before_;
   bool waited_ = false;
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <unordered_set>
 #include <vector>
 
@@ -71,9 +72,9 @@ std::vector<std::string> colliding_keys(size_t count) {
     for (int i = 0; i < 8; ++i) block[0] = block[0] << 8 | ('a' + (n >> 4 * i & 15));
     const uint64_t state = ((kSeed ^ 16 * kMul) ^ mix(block[0] * kMul) * kMul) * kMul;
     block[1] = mix((state ^ kTarget) * inverse) * inverse;
-    std::string key(reinterpret_cast<const char*>(block), sizeof block);
+    const std::string_view key(reinterpret_cast<const char*>(block), sizeof block);
     const auto plain = [](char c) { return c >= ' ' && c < 127 && c != '"' && c != '\\'; };
-    if (std::all_of(key.begin(), key.end(), plain)) keys.push_back(std::move(key));
+    if (std::all_of(key.begin(), key.end(), plain)) keys.emplace_back(key);
   }
   return keys;
 }
