@@ -19,7 +19,9 @@ void Scheduler::collect(std::span<const std::shared_ptr<Task>> tasks) {
     const int64_t left = rows_left(*task);
     if (left > 0 && !task->paused()) order_.push_back({&task, left});
   }
-  // Equal ones stay in the order they came in: the address in `tasks` decides.
+  // Those of one step differ as well, by their place in it: otherwise, where more wait than a step
+  // has room for, the same ones would come first time after time. New ones stay in the order they
+  // came in: the address in `tasks` decides.
   std::sort(order_.begin(), order_.end(), [](const Candidate& a, const Candidate& b) {
     const Task &x = **a.task, &y = **b.task;
     if (x.priority() != y.priority()) return x.priority() < y.priority();
@@ -47,7 +49,7 @@ void Scheduler::add(const Candidate& candidate, int64_t rows, StepPlan* out) {
   part.begin = s.computed;
   part.end = s.computed + rows;
   part.draft_begin = static_cast<int64_t>(s.tokens.size());
-  task->last_served = clock_;
+  task->last_served = ++clock_;
   if (task->priority() == worst_) unserved_ = 0;
   out->rows += part.rows();
   if (task->priority() != best_) beside_room_ -= part.rows();
@@ -81,7 +83,7 @@ bool Scheduler::resume(Priority which, StepPlan* out) {
   };
   if (!step.resume(find, &out->parts)) return false;
   for (PlanRows& part : out->parts) {
-    part.task->last_served = clock_;
+    part.task->last_served = ++clock_;
     out->rows += part.rows();
   }
   if (which == worst_) unserved_ = 0;
@@ -95,7 +97,6 @@ void Scheduler::plan(std::span<const std::shared_ptr<Task>> tasks, int64_t now_n
   out->clear();
   collect(tasks);
   if (order_.empty()) return;
-  ++clock_;
   const Priority best = (*order_[0].task)->priority();
   steps_ = best == best_ ? steps_ + 1 : 1;
   best_ = out->best = best;

@@ -79,7 +79,7 @@ class Scheduler {
   void add_drafts(int32_t most_rows, StepPlan* out);
 
   const SchedulerLimits limits_;
-  uint64_t clock_ = 0;
+  uint64_t clock_ = 0;                          // parts served
   std::array<InterruptedStep, 3> interrupted_;  // by class
   std::vector<Candidate> order_;
   Priority best_ = Priority::kInteractive;   // class of the first candidate

@@ -7,7 +7,9 @@
 #include <condition_variable>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "runtime/engine/engine.h"
@@ -101,6 +103,18 @@ class Drafter final : public Task {
   Status status_;
 };
 
+// What the scheduler asks of a task, and nothing more.
+class Waiter final : public Task {
+ public:
+  explicit Waiter(std::shared_ptr<Session> session)
+      : Task(std::move(session), Priority::kInteractive, nullptr,
+             std::numeric_limits<int64_t>::max()) {}
+  int64_t reusable() const override { return 0; }
+  int64_t first_logits() const override { return 0; }
+  Status commit(const StepRun&, Finish*) override { return {}; }
+  void finished(Finish*) noexcept override {}
+};
+
 struct Fixture {
   Fixture() : engine(make({})) {}
   static std::shared_ptr<Engine> make(EngineOptions options) {
@@ -142,6 +156,39 @@ bool same_bits(const std::vector<Row>& a, const std::vector<Row>& b) {
            return x.size() == y.size() &&
                   std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
          });
+}
+
+TEST_CASE_FIXTURE(Fixture, "within a class everyone gets on alike") {
+  const auto served = [&](size_t count, int64_t left, int steps) {
+    std::vector<std::shared_ptr<Task>> tasks;
+    for (size_t i = 0; i < count; ++i) {
+      tasks.push_back(std::make_shared<Waiter>(session(prompt_of(1000, 1))));
+      // The engine has not heard of them: nobody else looks.
+      tasks.back()->session().state().computed = 1000 - left;
+    }
+    Scheduler scheduler({.rows = 256, .tasks = 64, .prefill = 64, .draft = 16, .sequence = 2048});
+    scheduler.reserve(tasks.size());
+    StepPlan plan;
+    std::map<const Task*, int64_t> rows;
+    for (int step = 0; step < steps; ++step) {
+      scheduler.plan(tasks, 0, &plan);
+      for (const PlanRows& part : plan.parts) rows[part.task.get()] += part.rows();
+    }
+    for (const auto& task : tasks) task->session().state().computed = 0;
+    std::vector<int64_t> out;
+    for (const auto& task : tasks) out.push_back(rows[task.get()]);
+    std::sort(out.begin(), out.end());
+    return out;
+  };
+  // More sequences that decode than a step has room for: 64 of 80 each time.
+  const std::vector<int64_t> decoding = served(80, 1, 101);
+  CHECK(std::accumulate(decoding.begin(), decoding.end(), int64_t{0}) == 101 * 64);
+  CHECK(decoding.back() - decoding.front() <= 1);
+  // Prompts longer than a step's share of them take turns.
+  CHECK(served(2, 900, 10) == std::vector<int64_t>{320, 320});
+  const std::vector<int64_t> three = served(3, 900, 10);
+  CHECK(three.front() == 3 * 64);
+  CHECK(three.back() == 4 * 64);
 }
 
 TEST_CASE_FIXTURE(Fixture, "a draft changes the number of steps and nothing else") {
