@@ -157,6 +157,19 @@ Result<std::shared_ptr<Session>> load_session_file(const std::shared_ptr<Engine>
     return make_error(Code::kCorrupt, "%s: has %llu bytes after its end", path.c_str(),
                       static_cast<unsigned long long>(file.size() - offset));
   };
+  // Once for its checksums alone: others give pages up for what is whole, and for nothing else.
+  DSV3_TRY(engine->check_process());
+  const LatentIdentity identity = engine->latent_identity();
+  const auto longest = static_cast<uint64_t>(engine->model().config().max_position_embeddings);
+  SnapshotContent content;
+  DSV3_TRY(read_snapshot(identity, path, longest, options.recompute_foreign, read, &content));
+  if (!content.tokens_only) {
+    std::vector<std::byte> page(static_cast<size_t>(identity.page_bytes));
+    const auto look = [&](uint64_t, uint64_t) { return check_cancel(options); };
+    DSV3_TRY(read_snapshot_pages(identity, path, content, read, page, look));
+    DSV3_TRY(at_end());
+  }
+  offset = 0;
   return load_session(engine, path, read, options, at_end);
 }
 

@@ -278,6 +278,42 @@ TEST_CASE("damaged and foreign snapshots are refused and change nothing") {
   CHECK(tokens_of(session.get()) == s.tokens);
 }
 
+TEST_CASE("a damaged file costs nobody pages; a whole one is worth an idle session's") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("s.session");
+  const std::string whole = saved_session(240).bytes.data;  // four pages
+  const ModelHandle model = open_model();
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  const ContextHandle small =
+      make_context(model.get(), {.cache_bytes = 6 * info.page_bytes, .prefix_cache = 0});
+  const SessionHandle idle = session_with(250, small.get());
+  dsv3_request_options warm = request_options();
+  warm.max_tokens = 0;
+  (void)generate(idle.get(), warm);
+  const uint64_t computed = dsv3_session_computed(idle.get());
+  REQUIRE(computed > 240);
+  dsv3_session_io io;
+  dsv3_session_io_init(&io, sizeof io);
+  io.path = path.c_str();
+  std::string damaged = whole;
+  damaged[whole.size() - 100] ^= 1;  // in the last page
+  for (const std::string& bad : {damaged, whole.substr(0, whole.size() - 4), whole + "x"}) {
+    dsv3::test::write_bytes(path, bad);
+    Error error;
+    CHECK(load(small.get(), io, &error) == nullptr);
+    CHECK(error.status() == DSV3_E_CORRUPT);
+    CHECK(error.message().find(path) != std::string::npos);
+    CHECK(dsv3_session_computed(idle.get()) == computed);
+  }
+  dsv3::test::write_bytes(path, whole);
+  Error error;
+  const SessionHandle loaded = load(small.get(), io, &error);
+  REQUIRE_MESSAGE(loaded != nullptr, error.message());
+  CHECK(dsv3_session_computed(idle.get()) == 0);
+}
+
 TEST_CASE("a handle that its own callback frees stays until the call is over") {
   const SessionHandle session = session_with(300);
   (void)generate(session.get(), sampled(2));
