@@ -382,6 +382,10 @@ typedef struct dsv3_context_statistics {
   uint64_t sessions_dropped; /* how often an idle session lost its pages */
   uint64_t preemptions;      /* how often a running request did */
   uint64_t refusals;         /* requests that found no room to begin */
+  /* Sums over finished requests, as dsv3_request_statistics has them: */
+  uint64_t queue_ns;
+  uint64_t prefill_ns;
+  uint64_t decode_ns;
 } dsv3_context_statistics;
 
 /* Fills *statistics up to its struct_size, which the caller sets. */
@@ -511,9 +515,11 @@ DSV3_API dsv3_status dsv3_session_save(const dsv3_session *session, const dsv3_s
 /* A session that continues, bit for bit, where the saved one stood. Refused when it is damaged
  * (DSV3_E_CORRUPT; latents that are left out are not looked at), of another model, kernel set (with
  * "+expanded" where prompts expand, see dsv3_context_options.prompt_attention) or arithmetic
- * (DSV3_E_UNSUPPORTED), or larger than the context's latent cache (DSV3_E_CAPACITY). Checksums find
- * damage, not malice: the latents of a file are believed, and serve other sessions of the context that
- * begin with its tokens. Load only what you saved. */
+ * (DSV3_E_UNSUPPORTED), or larger than the context's latent cache (DSV3_E_CAPACITY). A file is checked
+ * whole before it is given room; what a function delivers is checked a few pages at a time, and idle
+ * sessions and kept prefixes may have made room for it by then. Checksums find damage, not malice: the
+ * latents of a file are believed, and serve other sessions of the context that begin with its tokens.
+ * Load only what you saved. */
 DSV3_API dsv3_status dsv3_session_load(dsv3_context *context, const dsv3_session_io *io,
                                        dsv3_session **out, dsv3_error **error);
 

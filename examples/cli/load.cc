@@ -143,12 +143,11 @@ class Worker {
   const Session session_;
 };
 
-uint64_t pages_used(dsv3_context* context, uint64_t* pages) {
-  dsv3_context_info info;
-  info.struct_size = sizeof info;
-  call([&](dsv3_error** e) { return dsv3_context_get_info(context, &info, e); });
-  *pages = info.pages;
-  return info.pages_used;
+dsv3_context_statistics statistics_of(dsv3_context* context) {
+  dsv3_context_statistics out;
+  out.struct_size = sizeof out;
+  call([&](dsv3_error** e) { return dsv3_context_get_statistics(context, &out, e); });
+  return out;
 }
 
 }  // namespace
@@ -222,12 +221,14 @@ Load run_load(dsv3_context* context, const dsv3_model_info& model, const LoadOpt
     }
     while (!stop && watch.seconds() < options.seconds && !interrupt.is_set()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      total.pages_high_water = std::max(total.pages_high_water, pages_used(context, &total.pages));
     }
     total.seconds = watch.seconds();
   }
   if (failure != nullptr) std::rethrow_exception(failure);
   for (const auto& worker : workers) total.add(worker->load);
+  const dsv3_context_statistics statistics = statistics_of(context);
+  total.pages_high_water = statistics.pages_high_water;
+  total.pages = statistics.pages;
   return total;
 }
 

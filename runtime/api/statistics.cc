@@ -37,6 +37,9 @@ void for_each_counter(const EngineStatistics& s, dsv3_context_statistics* out, F
   put("sessions_dropped", &out->sessions_dropped, s.cache.dropped);
   put("preemptions", &out->preemptions, s.cache.preemptions);
   put("refusals", &out->refusals, s.cache.refusals);
+  put("queue_ns", &out->queue_ns, s.queue_ns);
+  put("prefill_ns", &out->prefill_ns, s.prefill_ns);
+  put("decode_ns", &out->decode_ns, s.decode_ns);
 }
 
 template <class Fn>

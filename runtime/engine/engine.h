@@ -75,6 +75,7 @@ struct EngineStatistics {
   uint64_t requests_finished = 0;
   uint64_t prompt_tokens = 0, cached_tokens = 0;  // of finished requests, as are the next three
   uint64_t generated_tokens = 0, drafted_tokens = 0, accepted_tokens = 0;
+  uint64_t queue_ns = 0, prefill_ns = 0, decode_ns = 0;  // theirs too
   uint64_t pages = 0, pages_used = 0, pages_cached = 0, pages_high_water = 0;
   LatentCache::Counters cache;
 };

@@ -188,7 +188,7 @@ void Engine::run_plan(StepPlan* plan) {
   try {
     status = model_->check_unchanged();
     if (status.ok()) run_step(plan);
-#ifndef NDEBUG
+#if !defined(NDEBUG) || defined(DSV3_SANITIZED)
     if (status.ok()) status = check_pages();
     if (!status.ok()) log(LogLevel::kError, status.message().c_str());
 #endif
@@ -512,6 +512,9 @@ void Engine::end_task(std::shared_ptr<Task> task, Finish finish) noexcept {
       statistics_.generated_tokens += own.generated_tokens;
       statistics_.drafted_tokens += own.drafted_tokens;
       statistics_.accepted_tokens += own.accepted_tokens;
+      statistics_.queue_ns += own.queue_ns;
+      statistics_.prefill_ns += own.prefill_ns;
+      statistics_.decode_ns += own.decode_ns;
     }
   }
   if (trace_ != nullptr && accounted) {

@@ -235,8 +235,8 @@ TEST_CASE("a context with a disk cache finds no memory") {
   }
 }
 
-// A debug build checks its pages after each step, which takes memory.
-#ifdef NDEBUG
+// Builds for debugging and with sanitizers check their pages after each step, which takes memory.
+#if defined(NDEBUG) && !defined(DSV3_SANITIZED)
 constexpr bool kChecksPages = false;
 #else
 constexpr bool kChecksPages = true;

@@ -60,6 +60,10 @@ TEST_CASE("a context's counters are the sums of what its requests report") {
   CHECK(s.rows == 200 + 29 + 8 + 9);
   CHECK(s.steps_abandoned == 0);
   CHECK(s.step_ns > 0);
+  CHECK(s.queue_ns == a.statistics.queue_ns + b.statistics.queue_ns);
+  CHECK(s.prefill_ns == a.statistics.prefill_ns + b.statistics.prefill_ns);
+  CHECK(s.decode_ns == a.statistics.decode_ns + b.statistics.decode_ns);
+  CHECK(s.decode_ns > 0);
   CHECK(s.pages_used == 5);  // three are shared
   CHECK(s.pages_high_water == 5);
   CHECK(s.pages_cached == 0);
@@ -67,6 +71,7 @@ TEST_CASE("a context's counters are the sums of what its requests report") {
   const nlohmann::json json = json_of(context.get());
   CHECK(json["rows"] == s.rows);
   CHECK(json["refusals"] == 0);
+  CHECK(json["decode_ns"] == s.decode_ns);
   const auto& load = json["expert_load"];
   REQUIRE(load.size() == 7);  // six layers and an MTP module
   for (size_t layer = 0; layer < load.size(); ++layer) {
