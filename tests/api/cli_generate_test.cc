@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "tests/api/process.h"
 #include "tests/support/support.h"
@@ -198,6 +199,40 @@ TEST_CASE("generate: a saved session goes on as if it had never stopped") {
   CHECK(bad.code == 1);
   CHECK(contains(bad.err, path));
   CHECK(dsv3({"generate", tiny_coder_file()}).code == 2);
+}
+
+TEST_CASE("generate: a new process starts warm from a disk cache that several share") {
+  const TemporaryFolder folder;
+  const std::string dir = folder.file("cache");
+  std::string prompt;
+  for (int i = 0; i < 60; ++i) prompt += "def f" + std::to_string(i) + "(x):\n    return x\n";
+  const auto ask = [&]() -> Json {
+    const Run out = dsv3({"generate", tiny_coder_file(), "--prompt", prompt, "-n", "4", "--json",
+                          "--ignore-eos", "--disk-cache", dir});
+    if (out.code != 0) return {{"error", out.err}};
+    return Json::parse(out.out);
+  };
+  const auto cached = [](const Json& answer) -> int64_t {
+    return answer.at("statistics").at("cached_tokens");
+  };
+  const Json cold = ask();
+  REQUIRE_MESSAGE(!cold.contains("error"), cold.dump());
+  CHECK(cached(cold) == 0);
+  Json answers[3];
+  std::vector<std::thread> processes;
+  for (Json& answer : answers) processes.emplace_back([&] { answer = ask(); });
+  for (std::thread& process : processes) process.join();
+  for (const Json& answer : answers) {
+    REQUIRE_MESSAGE(!answer.contains("error"), answer.dump());
+    CHECK(cached(answer) >= 256);
+    CHECK(answer.at("tokens") == cold.at("tokens"));
+  }
+  const Run purged = dsv3({"purge-cache", dir, "--json"});
+  REQUIRE_MESSAGE(purged.code == 0, purged.err);
+  CHECK(Json::parse(purged.out).at("bytes") > 0);
+  const Json again = ask();
+  CHECK(cached(again) == 0);
+  CHECK(again.at("tokens") == cold.at("tokens"));
 }
 
 TEST_CASE("generate: Ctrl-C and a deadline end it with 1 and what came so far") {

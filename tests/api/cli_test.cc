@@ -404,6 +404,33 @@ TEST_CASE("perplexity: the same number as from the logits") {
   CHECK(contains(dsv3({"perplexity", tiny_coder_file(), "--text", file}).err, "UTF-8"));
 }
 
+TEST_CASE("bench: lines, profile and picture") {
+  const TemporaryFolder folder;
+  const std::string plot = folder.file("plot.svg");
+  const Run run = dsv3({"bench", "--shape", "tiny", "--layers", "2", "--quick", "--repeats", "1",
+                        "--profile", "--json", "--plot", plot});
+  REQUIRE_MESSAGE(run.code == 0, run.err);
+  const Json said = Json::parse(run.out);
+  CHECK(said.at("machine").at("read_bytes_per_second") > 0);
+  const Json& lines = said.at("lines");
+  REQUIRE(lines.size() == 5);
+  for (const Json& line : lines) {
+    CHECK(line.at("tokens_per_second") > 0);
+    CHECK(line.at("percent_of_limit") > 0);
+    if (line.at("name") != "first token") CHECK(line.at("profile").size() > 0);
+  }
+  const std::string picture = read_bytes(plot);
+  CHECK(picture.starts_with("<svg"));
+  CHECK(contains(picture, "</svg>"));
+  for (const char* text : {"decode, batch 1", "decode, batch 4", "prefill 128"}) {
+    CHECK_MESSAGE(contains(picture, text), text);
+  }
+  const Run human =
+      dsv3({"bench", "--shape", "tiny", "--layers", "2", "--quick", "--repeats", "1"});
+  REQUIRE_MESSAGE(human.code == 0, human.err);
+  CHECK(contains(human.out, "of the limit"));
+}
+
 #ifndef DSV3_EMULATED  // which serves nobody within three seconds
 TEST_CASE("serve-bench: both phases, their percentiles, and what does not fit") {
   const Run run =
@@ -416,6 +443,7 @@ TEST_CASE("serve-bench: both phases, their percentiles, and what does not fit") 
     CHECK(p.at("first_token_ms").at("count") > 0);
     CHECK(p.at("first_token_ms").at("p50") <= p.at("first_token_ms").at("p99"));
     CHECK(p.at("cached_tokens") > 0);
+    CHECK(p.at("pages_high_water") > 0);
     CHECK(p.at("pages_high_water") <= p.at("pages"));
   }
   CHECK(said.at("idle").at("background_tokens_per_second") == 0);

@@ -138,6 +138,30 @@ TEST_CASE("requests with the same prompt at the same time compute it once") {
   CHECK(info.pages_used <= 20 + 4);  // shared, but for the pages that are not full
 }
 
+TEST_CASE("the check of pages finds a session that lies and a page that is held for nobody") {
+  const ContextHandle context = make_context(shared().model.get());
+  const SessionHandle session = make_session(context.get());
+  append(session.get(), prompt_tokens(200));
+  generate(session.get(), sampled(2));
+  const dsv3::Engine& engine = *context->engine;
+  check_pages(context.get());
+  dsv3::Session::State& state = session->session->state();
+  const int64_t computed = state.computed;
+  for (const int64_t wrong : {computed + 2, computed + 64}) {  // than it has tokens, pages
+    state.computed = wrong;
+    CHECK(engine.check_pages().code() == dsv3::Code::kInternal);
+  }
+  state.computed = computed;
+  check_pages(context.get());
+  {
+    const dsv3::PageTable nobodys(state.table);  // holds the same pages once more
+    const dsv3::Status status = engine.check_pages();
+    CHECK(status.code() == dsv3::Code::kInternal);
+    CHECK(status.message().find("references") != std::string::npos);
+  }
+  check_pages(context.get());
+}
+
 TEST_CASE("a lower class gives up its pages and resumes to the same bits") {
   const ContextHandle context =
       make_context(shared().model.get(), {.prefill_chunk = 64, .cache_bytes = 8 * page_bytes()});

@@ -83,6 +83,37 @@ TEST_CASE("a cancel token ends prefill, decoding and evaluation, and outlives it
         DSV3_E_CANCELLED);
 }
 
+TEST_CASE("cancel in the middle of a step ends it before its last layer") {
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  bool amid = false;
+  // On a busy machine the step may be over before the cancel.
+  for (int i = 0; i < 20 && !amid; ++i) {
+    const ContextHandle context = make_context(
+        shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
+    const SessionHandle session = session_with(1900, context.get());
+    const RequestHandle request = start(session.get(), options);
+    dsv3_request_statistics s;
+    s.struct_size = sizeof s;
+    do {
+      std::this_thread::yield();
+      REQUIRE(dsv3_request_get_statistics(request.get(), &s, nullptr) == DSV3_OK);
+    } while (s.queue_ns == 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // a layer takes some twenty
+    dsv3_request_cancel(request.get());
+    const Outcome outcome = finish(request.get());
+    dsv3_context_statistics all;
+    all.struct_size = sizeof all;
+    REQUIRE(dsv3_context_get_statistics(context.get(), &all, nullptr) == DSV3_OK);
+    amid = outcome.reason == DSV3_FINISH_CANCELLED && all.steps_abandoned == 1;
+    if (!amid) continue;
+    CHECK(all.steps == 1);
+    CHECK(dsv3_session_computed(session.get()) == 0);
+    CHECK(all.pages_used == 0);
+  }
+  CHECK(amid);
+}
+
 TEST_CASE("a request that waits for another's step ends before that step does") {
   dsv3_request_options options = request_options();
   options.max_tokens = 1;

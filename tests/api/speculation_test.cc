@@ -421,6 +421,7 @@ TEST_CASE("sampled tokens have the model's distribution with drafts as without")
   const int32_t best = greedy.tokens[0];
   // Two tokens: the second one is verified as a draft when the first one is `best`.
   std::map<int32_t, int> plain, drafted;
+  uint64_t verified = 0, accepted = 0;
   constexpr int kSeeds = 600;
   const std::vector<int32_t> reference(4, best);
   for (const bool speculate : {false, true}) {
@@ -439,8 +440,12 @@ TEST_CASE("sampled tokens have the model's distribution with drafts as without")
       append(session.get(), prompt);
       const Outcome outcome = generate(session.get(), o);
       ++(speculate ? drafted : plain)[outcome.tokens[1]];
+      if (speculate) verified += outcome.statistics.drafted_tokens;
+      if (speculate) accepted += outcome.statistics.accepted_tokens;
     }
   }
+  CHECK(accepted > 0);
+  CHECK(accepted < verified);
   // Two samples of one distribution: chi-squared over the tokens that came at least ten times; a
   // degree of freedom contributes 1 on average, and twice that is far beyond chance.
   double chi = 0;
