@@ -68,6 +68,14 @@ uint64_t pages_used(dsv3_context* context) {
   return info.pages_used;
 }
 
+// Room for so many pages of latents, and no prefix is kept.
+ContextHandle context_of_pages(dsv3_model* model, uint64_t pages) {
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  return make_context(model, {.cache_bytes = pages * info.page_bytes, .prefix_cache = 0});
+}
+
 dsv3_request_options sampled(int32_t tokens) {
   dsv3_request_options options = request_options();
   options.max_tokens = static_cast<uint64_t>(tokens);
@@ -198,11 +206,7 @@ TEST_CASE("a session without latents survives too, and one that is computed agai
 
 TEST_CASE("what was loaded or forked just now is not the first to lose its pages") {
   const ModelHandle model = open_model();
-  dsv3_context_info info;
-  info.struct_size = sizeof info;
-  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
-  const ContextHandle small =
-      make_context(model.get(), {.cache_bytes = 12 * info.page_bytes, .prefix_cache = 0});
+  const ContextHandle small = context_of_pages(model.get(), 12);
   Bytes bytes{saved_session(240).bytes.data};
   dsv3_request_options warm = request_options();
   warm.max_tokens = 0;
@@ -283,11 +287,7 @@ TEST_CASE("a damaged file costs nobody pages; a whole one is worth an idle sessi
   const std::string path = folder.file("s.session");
   const std::string whole = saved_session(240).bytes.data;  // four pages
   const ModelHandle model = open_model();
-  dsv3_context_info info;
-  info.struct_size = sizeof info;
-  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
-  const ContextHandle small =
-      make_context(model.get(), {.cache_bytes = 6 * info.page_bytes, .prefix_cache = 0});
+  const ContextHandle small = context_of_pages(model.get(), 6);
   const SessionHandle idle = session_with(250, small.get());
   dsv3_request_options warm = request_options();
   warm.max_tokens = 0;
