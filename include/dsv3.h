@@ -810,6 +810,9 @@ typedef struct dsv3_benchmark_options {
   dsv3_cancel *cancel; /* looked at between layers; may be NULL */
   int32_t invariance;  /* 1: prompts with DSV3_PROMPT_EXPANDED as well; default 0 */
   int32_t reserved;    /* 0 */
+  /* A part of the labels of the lines to measure, such as "prefill 512" or "batch 16", UTF-8; the first
+   * token is measured as well. NULL (default): all. One that is in no label is refused. */
+  const char *only;
 } dsv3_benchmark_options;
 
 DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint32_t struct_size);
@@ -820,7 +823,7 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * 4,096 and 16,384 tokens each, prompts of 128, 512 and 2,048 tokens (`quick`: 1 and 4 sequences, 1
  * after 1,024 tokens, a prompt of 128). Lines that need more positions than the model has, or whose
  * latents find no room in the machine's memory, are in "left_out" (an array, mostly empty) instead,
- * each with its name, batch, context, tokens and reason. A line has its seconds, tokens_per_second,
+ * each with its label, name, batch, context, tokens and reason. A line has its label ("decode, batch 16, context 4096"), seconds, tokens_per_second,
  * bytes, flops and percent_of_limit: of all its bytes at the read bandwidth or all its operations at the
  * multiply-add peak (those of MXFP4 weights at the one of INT8 where the kernel set multiplies them so),
  * whichever takes longer; percent_by_operation is that taken for attention, dense layers, head and each

@@ -12,28 +12,14 @@ namespace cli {
 namespace {
 
 struct Options {
-  std::string file, shape, plot;
+  std::string file, shape, plot, only;
   ContextOptions context;
   WeightOptions weights;
   int32_t layers = 0, repeats = 5;
   bool quick = false, profile = false, scaling = false, invariance = false, json = false;
 };
 
-std::string line_name(const Json& line, const Json& machine) {
-  std::string name = line["name"];
-  if (name == "prefill") {
-    name += format(" %d", line["tokens"].get<int>());
-  } else if (name == "decode") {
-    name += format(", batch %d", line["batch"].get<int>());
-  }
-  const auto context = line["context"].get<int64_t>();
-  if (context > 0) name += format(", context %lld", static_cast<long long>(context));
-  if (line.contains("prompt_attention")) name += ", expanded";
-  if (line.contains("threads") && line["threads"] != machine["threads"]) {
-    name += format(", %d thread", line["threads"].get<int>());
-  }
-  return name;
-}
+std::string label(const Json& line) { return line["label"]; }
 
 double spread(const Json& line) {
   const double fastest = line["fastest_seconds"], slowest = line["slowest_seconds"];
@@ -42,8 +28,8 @@ double spread(const Json& line) {
 
 // Where one repeat of a line went. Times of operations that no thread shares overlap with nothing,
 // so they add up to the repeat.
-std::string profile_of(const Json& line, const Json& machine) {
-  std::string out = format("\n%s, one repeat of %.3f ms\n", line_name(line, machine).c_str(),
+std::string profile_of(const Json& line) {
+  std::string out = format("\n%s, one repeat of %.3f ms\n", label(line).c_str(),
                            line["profile_seconds"].get<double>() * 1e3);
   double rest = line["profile_seconds"];
   for (const Json& p : line["profile"]) {
@@ -118,7 +104,7 @@ void print_human(const Json& result) {
   for (const Json& line : result["lines"]) {
     widest = std::max(widest, spread(line));
     out += format("%-38s %10.1f %9.3f %9.1f %10.1f %6.0f%%  %5.1f %% %-13s %5.1f %%\n",
-                  line_name(line, machine).c_str(), line["tokens_per_second"].get<double>(),
+                  label(line).c_str(), line["tokens_per_second"].get<double>(),
                   line["seconds"].get<double>() * 1e3, line["bytes_per_second"].get<double>() / 1e9,
                   line["flops_per_second"].get<double>() / 1e9, 100 * spread(line),
                   line["percent_of_limit"].get<double>(),
@@ -126,7 +112,7 @@ void print_human(const Json& result) {
                   line["percent_by_operation"].get<double>());
   }
   for (const Json& line : result["left_out"]) {
-    out += format("%-38s left out: %s\n", line_name(line, machine).c_str(),
+    out += format("%-38s left out: %s\n", label(line).c_str(),
                   line["reason"].get<std::string>().c_str());
   }
   for (const Json& line : result["lines"]) {
@@ -138,7 +124,7 @@ void print_human(const Json& result) {
   if (result.contains("scaling")) out += scaling_of(result["scaling"]);
   out += invariance_of(result);
   for (const Json& line : result["lines"]) {
-    if (line.contains("profile")) out += profile_of(line, machine);
+    if (line.contains("profile")) out += profile_of(line);
   }
   if (widest > 0.2) {
     out += "\nThe machine was noisy: repeats of a line lie more than 20 % apart. Run it again.\n";
@@ -188,7 +174,7 @@ std::string plot_of(const Json& result) {
   for (const Json& line : lines) {
     const double percent = line["percent_of_limit"];
     const char* colour = colour_of(line["limit"] == "compute");
-    svg += format("<text x=\"10\" y=\"%d\">%s</text>\n", y + 14, line_name(line, machine).c_str());
+    svg += format("<text x=\"10\" y=\"%d\">%s</text>\n", y + 14, label(line).c_str());
     svg += format("<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"18\" fill=\"%s\"/>\n", left, y,
                   std::min(percent, 100.0) * width / 100, colour);
     svg += format("<text x=\"%.1f\" y=\"%d\">%.1f %%, %.1f tokens/s</text>\n",
@@ -221,6 +207,7 @@ void run(const Options& o, Main& main) {
   options.ffn = WeightOptions::value(o.weights.ffn);
   options.experts = WeightOptions::value(o.weights.experts);
   options.head = WeightOptions::value(o.weights.head);
+  options.only = o.only.empty() ? nullptr : o.only.c_str();
   options.quick = o.quick ? 1 : 0;
   options.profile = o.profile ? 1 : 0;
   options.scaling = o.scaling ? 1 : 0;
@@ -259,6 +246,8 @@ void add_bench(CLI::App& app, Main& main) {
       ->check(in_range(1, 100))
       ->capture_default_str();
   command->add_flag("--quick", o->quick, "the short lines only");
+  command->add_option("--only", o->only,
+                      "only lines whose name has this text, such as \"prefill 512\"");
   command->add_flag("--profile", o->profile, "show where each line's time goes, by operation");
   command->add_flag("--invariance", o->invariance,
                     "prompts without bit-identical results as well, in turns, and the ratios");

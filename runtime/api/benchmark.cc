@@ -1,8 +1,10 @@
 #include "runtime/engine/benchmark.h"
 
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "runtime/api/handles.h"
+#include "runtime/engine/benchmark_plan.h"
 #include "runtime/model/convert.h"
 #include "runtime/model/synthetic.h"
 
@@ -28,7 +30,8 @@ constexpr dsv3_benchmark_options kBenchmarkDefaults = {
     .progress_user = nullptr,
     .cancel = nullptr,
     .invariance = 0,
-    .reserved = 0};
+    .reserved = 0,
+    .only = nullptr};
 
 // The types of a synthetic model's weights, of the same fields as a conversion's.
 Status read_types(const dsv3_benchmark_options& o, SyntheticOptions* out) {
@@ -76,9 +79,13 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o,
 // A machine that others use is fast and slow by turns of a second or less.
 constexpr double kLineSeconds = 2;
 
-nlohmann::ordered_json json_of(const BenchmarkLine& line) {
+nlohmann::ordered_json json_of(const BenchmarkLine& line, int32_t all_threads) {
+  std::string label = line_label(line.name, line.batch, line.context, line.tokens);
+  if (line.expanded) label += ", expanded";
+  if (line.threads != all_threads) label += format(", %d thread", line.threads);
   nlohmann::ordered_json out = {
       {"name", line.name},
+      {"label", label},
       {"threads", line.threads},
       {"batch", line.batch},
       {"context", line.context},
@@ -158,10 +165,13 @@ nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model
                   {"load_seconds", load_seconds},
                   {"resident_bytes", result.resident_bytes},
                   {"resident_anonymous_bytes", result.resident_anonymous_bytes}};
-  for (const BenchmarkLine& line : result.lines) out["lines"].push_back(json_of(line));
+  for (const BenchmarkLine& line : result.lines) {
+    out["lines"].push_back(json_of(line, result.threads));
+  }
   out["left_out"] = nlohmann::ordered_json::array();
   for (const LeftOutLine& line : result.left_out) {
     out["left_out"].push_back({{"name", line.name},
+                               {"label", line_label(line.name, line.batch, line.context, line.tokens)},
                                {"batch", line.batch},
                                {"context", line.context},
                                {"tokens", line.tokens},
@@ -208,6 +218,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
     benchmark.profile = o.profile == 1;
     benchmark.scaling = o.scaling == 1;
     benchmark.invariance = o.invariance == 1;
+    if (o.only != nullptr) benchmark.only = o.only;
     if (o.quick == 0) benchmark.least_seconds = kLineSeconds;
     if (o.quick == 1) {
       benchmark.batches = {1, 4};
@@ -221,6 +232,8 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
         return report_progress(static_cast<uint64_t>(done), static_cast<uint64_t>(total));
       };
     }
+    std::vector<LeftOutLine> unused;  // a model may take half a minute: `only` is looked at before
+    DSV3_TRY(plan_benchmark(benchmark, std::numeric_limits<int64_t>::max(), false, &unused).status());
     const DefaultFloats floats;
     const int64_t begin = monotonic_ns();
     Result<std::shared_ptr<const Model>> model = model_of(o, cancel);

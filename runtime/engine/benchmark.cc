@@ -406,9 +406,9 @@ Result<BenchmarkResult> run_benchmark(const std::shared_ptr<const Model>& model,
   result.kernels = runner.device().name();
   result.threads = runner.device().threads();
   Runner one(model, options);
-  const std::vector<PlannedLine> lines =
-      plan_benchmark(options, model->config().max_position_embeddings,
-                     options.scaling && result.threads > 1, &result.left_out);
+  DSV3_ASSIGN(const std::vector<PlannedLine> lines,
+              plan_benchmark(options, model->config().max_position_embeddings,
+                             options.scaling && result.threads > 1, &result.left_out));
   for (size_t i = 0; i < lines.size(); ++i) {
     if (options.progress &&
         !options.progress(static_cast<int>(i), static_cast<int>(lines.size()))) {

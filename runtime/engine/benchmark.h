@@ -35,11 +35,16 @@ struct BenchmarkOptions {
   // is what bit-identical results forbid; and a prompt after this many tokens. 0: none.
   bool invariance = false;
   int64_t prefill_context = 16384;
+  // A part of the labels of the lines to measure, beside the first token; "": all.
+  std::string only;
   // Bytes that a line's latents may take; none: what of the machine's memory is left.
   std::optional<uint64_t> latent_room;
   std::function<bool(int done, int total)> progress;  // of lines; false cancels
   std::shared_ptr<CancelToken> cancel;                // asked between layers; may be null
 };
+
+// "decode, batch 16, context 4096"; "prefill 512"; "first token".
+std::string line_label(const std::string& name, int32_t batch, int64_t context, int32_t tokens);
 
 struct BenchmarkLine {
   // "decode", "prefill"; "first token": the first decoding step after opening, measured once, page

@@ -26,38 +26,57 @@ uint64_t latent_room() {
 
 }  // namespace
 
+std::string line_label(const std::string& name, int32_t batch, int64_t context, int32_t tokens) {
+  std::string label = name;
+  if (name == "prefill") label += format(" %d", tokens);
+  if (name == "decode") label += format(", batch %d", batch);
+  if (context > 0) label += format(", context %lld", static_cast<long long>(context));
+  return label;
+}
+
 const char* PlannedLine::name() const {
   return kind == Kind::kDecode ? "decode" : kind == Kind::kPrefill ? "prefill" : "first token";
 }
+
+std::string PlannedLine::label() const { return line_label(name(), batch, context, tokens); }
 
 LeftOutLine PlannedLine::without(std::string reason) const {
   return {name(), batch, context, tokens, std::move(reason)};
 }
 
-std::vector<PlannedLine> plan_benchmark(const BenchmarkOptions& options, int64_t positions,
-                                        bool scaling, std::vector<LeftOutLine>* left_out) {
+Result<std::vector<PlannedLine>> plan_benchmark(const BenchmarkOptions& options, int64_t positions,
+                                                bool scaling, std::vector<LeftOutLine>* left_out) {
   std::vector<PlannedLine> lines = {{}};
+  std::string labels = lines[0].label();
+  bool named = lines[0].label().find(options.only) != std::string::npos;
+  // Whether it became a line.
   const auto add = [&](const PlannedLine& line, int64_t needed) {
+    labels += "; " + line.label();
+    if (line.label().find(options.only) == std::string::npos) return false;
+    named = true;
     if (needed <= positions) {
       lines.push_back(line);
-    } else {
-      left_out->push_back(
-          line.without(format("the model has %lld positions, %lld are needed",
-                              static_cast<long long>(positions), static_cast<long long>(needed))));
+      return true;
     }
+    left_out->push_back(
+        line.without(format("the model has %lld positions, %lld are needed",
+                            static_cast<long long>(positions), static_cast<long long>(needed))));
+    return false;
   };
   const auto decode = [&](int32_t batch, int64_t context) {
     const int32_t rows = std::clamp(batch, 1, kMaxBenchmarkBatch);
-    add({Kind::kDecode, rows, context, rows, false, false}, context + 1);
+    return add({Kind::kDecode, rows, context, rows, false, false}, context + 1);
   };
   // The last line so far, right after itself.
   const auto add_one_thread = [&] {
     lines.push_back(lines.back());
     lines.back().one_thread = true;
   };
-  for (size_t i = 0; i < options.batches.size(); ++i) {
-    decode(options.batches[i], 0);
-    if (scaling && i == 0) add_one_thread();
+  bool scale_decode = scaling;
+  for (const int32_t batch : options.batches) {
+    if (!decode(batch, 0) || !scale_decode) continue;
+    add_one_thread();
+    scale_decode = false;
   }
   for (const int64_t context : options.contexts) {
     for (const int32_t batch : options.context_batches) decode(batch, context);
@@ -72,6 +91,11 @@ std::vector<PlannedLine> plan_benchmark(const BenchmarkOptions& options, int64_t
   if (options.invariance && options.prefill_context > 0) {
     add({Kind::kPrefill, 1, options.prefill_context, kPrefillAfterContext, false, true},
         options.prefill_context + kPrefillAfterContext);
+  }
+  if (!named) {
+    return make_field_error(Code::kInvalidArgument, "only",
+                            "only is \"%s\", expected a part of the name of a line: %s",
+                            options.only.c_str(), labels.c_str());
   }
   return lines;
 }

@@ -21,14 +21,16 @@ struct PlannedLine {
   bool one_thread = false;
   bool invariance = false;  // of a prompt: in turns with expanded keys and values
   const char* name() const;
+  std::string label() const;
   // Left out, because.
   LeftOutLine without(std::string reason) const;
 };
 
 // `scaling`: the first decode and the last prefill line on one thread as well, right after. What
-// needs more positions than the model has goes to *left_out.
-std::vector<PlannedLine> plan_benchmark(const BenchmarkOptions& options, int64_t positions,
-                                        bool scaling, std::vector<LeftOutLine>* left_out);
+// needs more positions than the model has goes to *left_out. Of the lines, those that
+// `options.only` names, and the first token; an error where it names none.
+Result<std::vector<PlannedLine>> plan_benchmark(const BenchmarkOptions& options, int64_t positions,
+                                                bool scaling, std::vector<LeftOutLine>* left_out);
 
 // Why latents of `bytes` bytes find no place; empty: they do.
 std::string no_latent_room(const PlannedLine& line, uint64_t bytes,

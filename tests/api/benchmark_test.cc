@@ -188,6 +188,8 @@ TEST_CASE("refused, named, and nothing written") {
   refused("profile", [](auto* o) { o->profile = -1; });
   refused("scaling", [](auto* o) { o->scaling = 7; });
   refused("invariance", [](auto* o) { o->invariance = 2; });
+  refused("only", [](auto* o) { o->only = "batch 5"; });
+  refused("only", [](auto* o) { o->only = "prefill 512"; });  // quick has none
   refused("shape", [](auto* o) { o->shape = "enormous"; });
   refused("shape", [](auto* o) { o->shape = nullptr; });
   refused("shape", [](auto* o) { o->model_path = "model.dsv3", o->layers = 0; });

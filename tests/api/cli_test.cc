@@ -425,10 +425,14 @@ TEST_CASE("bench: lines, profile and picture") {
   for (const char* text : {"decode, batch 1", "decode, batch 4", "prefill 128"}) {
     CHECK_MESSAGE(contains(picture, text), text);
   }
-  const Run human =
-      dsv3({"bench", "--shape", "tiny", "--layers", "2", "--quick", "--repeats", "1"});
+  const Run human = dsv3({"bench", "--shape", "tiny", "--layers", "2", "--quick", "--repeats", "1",
+                          "--only", "batch 4"});
   REQUIRE_MESSAGE(human.code == 0, human.err);
-  CHECK(contains(human.out, "of the limit"));
+  for (const char* text : {"of the limit", "\nfirst token ", "\ndecode, batch 4 "}) {
+    CHECK_MESSAGE(contains(human.out, text), text);
+  }
+  CHECK(!contains(human.out, "batch 1"));
+  CHECK(!contains(human.out, "prefill"));
 }
 
 #ifndef DSV3_EMULATED  // which serves nobody within three seconds

@@ -1,7 +1,8 @@
 // Eight threads do everything to 64 sessions of one context at random: append, truncate, fork, save
-// and load, generate (of all priorities, with and without sampling), evaluate, complete, cancel,
-// hand over to another thread, free, all under a twentieth of the pages they would like. Whatever
-// they do, every session is a prefix of one of a few sequences, which a request continues in one
+// and load (through memory and through files), generate (of all priorities, with and without
+// sampling, along references that are right, wrong or both by turns), evaluate, complete, cancel,
+// hand over to another thread, free, all under a twentieth of the pages they would like, beside a
+// disk cache that holds fewer still. Whatever they do, every session is a prefix of one of a few sequences, which a request continues in one
 // way only, and each was computed before, alone in a context without a prefix cache: a wrong
 // latent, token, log-probability or page shows. Pool, tables and prefix index are checked all the
 // while.
@@ -30,6 +31,7 @@ constexpr int kThreads = 8;
 constexpr size_t kSessionsPerThread = 8;
 constexpr size_t kSequences = 16;
 constexpr uint64_t kBudgetPages = 16;  // of the 320 that 64 sessions of 300 tokens would fill
+constexpr uint64_t kDiskPages = 12;
 
 // One sequence in two is sampled.
 dsv3_request_options sampling(size_t sequence, uint64_t max_tokens) {
@@ -66,9 +68,11 @@ class Stress {
     dsv3_context_info info;
     info.struct_size = sizeof info;
     dsv3_context_get_info(alone.get(), &info, nullptr);
-    context_ = make_context(
-        model_.get(),
-        {.threads = 2, .prefill_chunk = 48, .cache_bytes = kBudgetPages * info.page_bytes});
+    context_ = make_context(model_.get(), {.threads = 2,
+                                           .prefill_chunk = 48,
+                                           .cache_bytes = kBudgetPages * info.page_bytes,
+                                           .disk_cache_dir = disk_.path().c_str(),
+                                           .disk_cache_bytes = kDiskPages * info.page_bytes});
   }
 
   void run(std::chrono::seconds duration) {
@@ -96,7 +100,8 @@ class Stress {
     MESSAGE("steps ", s.steps, " (abandoned ", s.steps_abandoned, "), prefix hits ", s.prefix_hits,
             ", evictions ", s.evictions, ", sessions dropped ", s.sessions_dropped,
             ", preemptions ", s.preemptions, ", refusals ", s.refusals, ", high water ",
-            s.pages_high_water, " of ", s.pages);
+            s.pages_high_water, " of ", s.pages, ", drafted ", s.drafted_tokens, " (accepted ",
+            s.accepted_tokens, ")");
     CHECK(s.pages_high_water <= kBudgetPages);
     // Everything is given back, what the shared completion keeps aside.
     dsv3_context_info info;
@@ -165,6 +170,13 @@ class Stress {
     options.speculation = static_cast<int32_t>(random() % 3);
     options.priority = static_cast<int32_t>(random() % 3);
     options.max_queued_events = 1 + random() % 8;
+    std::vector<int32_t> reference;
+    if (random() % 3 == 0) {
+      reference = sequences_[random() % 2 == 0 ? member.sequence : random() % kSequences].tokens;
+      for (int i = 0; i < 4; ++i) reference[random() % reference.size()] = 400;
+      options.reference_tokens = reference.data();
+      options.reference_token_count = reference.size();
+    }
     const CancelHandle cancel = make_cancel();
     options.cancel = cancel.get();
     if (random() % 4 == 0) options.deadline_ms = 1 + random() % 20;
@@ -223,8 +235,19 @@ class Stress {
         "an evaluation's bits are wrong");
   }
 
-  // Through memory.
-  void save_and_load(Member* member) {
+  void save_and_load(Member* member, const std::string& path) {
+    dsv3_session_io io;
+    dsv3_session_io_init(&io, sizeof io);
+    io.path = path.c_str();
+    Error error;
+    if (!accept(dsv3_session_save(member->get(), &io, error.out()), error)) return;
+    dsv3_session* loaded = nullptr;
+    if (!accept(dsv3_session_load(context_.get(), &io, &loaded, error.out()), error)) return;
+    member->handle.reset(loaded);
+    ++loaded_;
+  }
+
+  void save_and_load_in_memory(Member* member) {
     std::string bytes;
     dsv3_session_io io;
     dsv3_session_io_init(&io, sizeof io);
@@ -317,7 +340,11 @@ class Stress {
           }
           continue;
         case 8:
-          save_and_load(&session);
+          if (random() % 2 == 0) {
+            save_and_load_in_memory(&session);
+          } else {
+            save_and_load(&session, files_.file(std::to_string(seed)));
+          }
           break;
         case 4:
           evaluate_some(session, random);
@@ -347,6 +374,7 @@ class Stress {
   }
 
   const ModelHandle model_ = open_model();
+  const TemporaryFolder disk_, files_;
   ContextHandle context_;
   std::vector<Sequence> sequences_;
   std::mutex mutex_;

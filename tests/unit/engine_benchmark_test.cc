@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/engine/benchmark.h"
+#include "runtime/engine/benchmark_plan.h"
 #include "runtime/model/synthetic.h"
 #include "tests/support/emulated.h"
 
@@ -124,6 +125,43 @@ TEST_CASE("prompts in turns with keys and values expanded, each with what it has
   REQUIRE(none.left_out.size() == 1);
   CHECK(text_of(none.left_out[0]) ==
         "prefill of 512, batch 1, after 700: the model has 700 positions, 1212 are needed");
+}
+
+TEST_CASE("only some lines: those that are named, the first token, and of them what is scaled") {
+  BenchmarkOptions options = short_options();
+  options.batches = {1, 2, 16};
+  options.contexts = {64, 100};
+  options.context_batches = {1, 2};
+  options.prefills = {32, 64, 128};
+  const auto labels = [&](const char* only) {
+    options.only = only;
+    std::vector<LeftOutLine> left_out;
+    Result<std::vector<PlannedLine>> lines =
+        plan_benchmark(options, 100, /*scaling=*/true, &left_out);
+    REQUIRE(lines.ok());
+    std::string text;
+    for (const PlannedLine& line : *lines) {
+      text += line.label() + (line.one_thread ? " (one thread); " : "; ");
+    }
+    for (const LeftOutLine& line : left_out) text += "not " + text_of(line) + "; ";
+    return text;
+  };
+  CHECK(labels("prefill 64") == "first token; prefill 64; prefill 64 (one thread); ");
+  CHECK(labels("batch 2") ==
+        "first token; decode, batch 2; decode, batch 2 (one thread); decode, batch 2, context 64; "
+        "not decode of 2, batch 2, after 100: the model has 100 positions, 101 are needed; ");
+  CHECK(labels("batch 2, context 64") == "first token; decode, batch 2, context 64; ");
+  CHECK(labels("first") == "first token; ");
+  CHECK(labels("prefill 128") ==
+        "first token; "
+        "not prefill of 128, batch 1, after 0: the model has 100 positions, 128 are needed; ");
+  options.only = "batch 3";
+  std::vector<LeftOutLine> left_out;
+  const Status none = plan_benchmark(options, 100, true, &left_out).status();
+  CHECK(none.code() == Code::kInvalidArgument);
+  CHECK(none.message().find("only is \"batch 3\", expected a part of the name of a line: first "
+                            "token; decode, batch 1; decode, batch 2; decode, batch 16; decode, "
+                            "batch 1, context 64;") != std::string::npos);
 }
 
 TEST_CASE("latents that find no room in memory: the line is left out, and says so") {
