@@ -817,26 +817,27 @@ typedef struct dsv3_benchmark_options {
 
 DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint32_t struct_size);
 
-/* Measures the machine's limits (read bandwidth, multiply-adds) and, in turns with them, decoding and
- * prefill of a model, blocking. *json (free with dsv3_string_free) receives the result: "machine",
- * "model" and "lines": the first token, decoding of 1, 4 and 16 sequences without context and after
- * 4,096 and 16,384 tokens each, prompts of 128, 512 and 2,048 tokens (`quick`: 1 and 4 sequences, 1
- * after 1,024 tokens, a prompt of 128). Lines that need more positions than the model has, or whose
- * latents find no room in the machine's memory, are in "left_out" (an array, mostly empty) instead,
- * each with its label, name, batch, context, tokens and reason. A line has its label ("decode, batch 16, context 4096"), seconds, tokens_per_second,
- * bytes, flops and percent_of_limit: of all its bytes at the read bandwidth or all its operations at the
- * multiply-add peak (those of MXFP4 weights at the one of INT8 where the kernel set multiplies them so),
- * whichever takes longer; percent_by_operation is that taken for attention, dense layers, head and each
- * expert apart, one after the other. With `profile` also "profile", the time, bytes and flops
- * of each kind of operation in one more repeat. The line "first token" is the first step after
- * opening, measured once, with its page_faults. With `scaling` the first decoding line and the longest
- * prompt's are measured for one thread too, and "scaling" says how many times the figures of one
- * thread all threads reach: read bandwidth, multiply-adds, decode, prefill. With `invariance` every
- * prompt, and one of 512 tokens after 16,384 others (not with `quick`), is computed in turns with
+/* Measures the machine's limits (read bandwidth, multiply-adds) and, in turns with them, decoding
+ * and prefill of a model, blocking. *json (free with dsv3_string_free) receives the result:
+ * "machine", "model" and "lines": the first token, decoding of 1, 4 and 16 sequences without context
+ * and after 4,096 and 16,384 tokens each, prompts of 128, 512 and 2,048 tokens (`quick`: 1 and 4
+ * sequences, 1 after 1,024 tokens, a prompt of 128). Lines that need more positions than the model
+ * has, or whose latents find no room in the machine's memory, are in "left_out" (an array, mostly
+ * empty) instead, each with its label, name, batch, context, tokens and reason. A line has its label
+ * ("decode, batch 16, context 4096"), seconds, tokens_per_second, bytes, flops and percent_of_limit:
+ * of all its bytes at the read bandwidth or all its operations at the multiply-add peak (those of
+ * MXFP4 weights at the one of INT8 where the kernel set multiplies them so), whichever takes longer;
+ * percent_by_operation is that taken for attention, dense layers, head and each expert apart, one
+ * after the other. With `profile` also "profile", the time, bytes and flops of each kind of
+ * operation in one more repeat. The line "first token" is the first step after opening, measured
+ * once, with its page_faults. With `scaling` the first decoding line and the longest prompt's are
+ * measured for one thread too, and "scaling" says how many times the figures of one thread all
+ * threads reach: read bandwidth, multiply-adds, decode, prefill. With `invariance` every prompt, and
+ * one of 512 tokens after 16,384 others (not with `quick`), is computed in turns with
  * DSV3_PROMPT_LATENT and with DSV3_PROMPT_EXPANDED: a line of its own, with "prompt_attention"
- * ("expanded") and "times_as_fast", what bit-identical results cost there. A line's limits are measured
- * between its repeats: on a machine that others use they wander as the line does. Unless `quick`, lines
- * are repeated for two seconds at least. */
+ * ("expanded") and "times_as_fast", what bit-identical results cost there. A line's limits are
+ * measured between its repeats: on a machine that others use they wander as the line does. Unless
+ * `quick`, lines are repeated for two seconds at least. */
 DSV3_API dsv3_status dsv3_benchmark(const dsv3_benchmark_options *options, char **json,
                                     dsv3_error **error);
 

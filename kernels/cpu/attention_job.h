@@ -81,7 +81,9 @@ struct AttentionJob {
   void attend(const Block& block, int worker) const;
   // The same for the keys of one split alone, up to their part of the result.
   void attend_split(const Block& block, int64_t split, int worker) const;
-  void attend_keys(const Block& block, AttentionScratch& s, int64_t split, int worker) const;
+  // `then`: the key that the thread will probably go on with.
+  void attend_keys(const Block& b, AttentionScratch& s, int64_t split, int64_t then,
+                   int worker) const;
   void join(const Block& block, AttentionScratch& s, int32_t first, bool only) const;
   // The same for one query: its total and what belongs to it, and a part with its max and sum.
   void join(AttentionScratch& s, int32_t query, const float* part, float max, float sum,

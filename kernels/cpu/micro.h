@@ -87,6 +87,9 @@ struct PanelArgs {
   int64_t out_stride = 0;
   const float* keep = nullptr;  // [rows]
   void* scratch = nullptr;      // kGemmScratch bytes
+  // As many bytes as w has may be fetched from here meanwhile: what this thread will read when it
+  // is done with what it has. Null: nothing is.
+  const uint8_t* next = nullptr;
 };
 
 // Keys are attended in blocks of two pages.

@@ -118,10 +118,12 @@ template <class S, int kR>
   }
 }
 
+enum class Fetch { kNone, kToL1, kToL2 };
+
 // sums[t][r] = sums over `pairs` pairs of tile t (tile_bytes apart, its pairs `stride` bytes) and
-// row x[r]. With kFetch, what will be needed next lies `ahead` bytes further on. A function of its
-// own: with anything else around the loop, GCC 12 keeps that in registers and sums in memory.
-template <class S, WeightType kType, int kR, int kT, bool kFetch>
+// row x[r]. What will be needed next lies `ahead` bytes further on. A function of its own: with
+// anything else around the loop, GCC 12 keeps that in registers and sums in memory.
+template <class S, WeightType kType, int kR, int kT, Fetch kFetch>
 [[gnu::noinline]] void sum_pairs(const uint8_t* w, int64_t tile_bytes, int64_t stride,
                                  int32_t pairs, int64_t ahead, const float* const* rows,
                                  __m256 (*sums)[kR][2]) {
@@ -139,7 +141,8 @@ template <class S, WeightType kType, int kR, int kT, bool kFetch>
 #pragma GCC unroll 4
     for (int t = 0; t < kT; ++t) {
       const uint8_t* p = w + t * tile_bytes + i * stride;
-      if constexpr (kFetch) _mm_prefetch(p + ahead, _MM_HINT_T0);
+      if constexpr (kFetch == Fetch::kToL1) _mm_prefetch(p + ahead, _MM_HINT_T0);
+      if constexpr (kFetch == Fetch::kToL2) _mm_prefetch(p + ahead, _MM_HINT_T1);
       __m256 v[2];
       Weights::template input<0>(p, v);
       add_input<S, kR>(v, x, 2 * i, acc[t]);
@@ -216,7 +219,7 @@ template <class S, WeightType kType, int kR, int kT>
   constexpr int64_t kBytes = Pair<S, kType>::kBytes;
   constexpr float kUnit = kType == WeightType::kF8E4M3 ? 0x1p120f / kRaise : 1.0f;
   // One row of wider weights is as fast as memory: 1.07 times as fast without.
-  constexpr bool kFetch = kR > 1 || kType == WeightType::kF8E4M3;
+  constexpr Fetch kFetch = kR > 1 || kType == WeightType::kF8E4M3 ? Fetch::kToL1 : Fetch::kNone;
   const int32_t all_pairs = (a.w.k + 1) / 2;
   const int32_t block_pairs = a.w.block_k / 2;
   const int64_t tile_bytes = all_pairs * kBytes;
@@ -478,8 +481,14 @@ inline void panel_rows(const PanelArgs& a, int32_t row) {
   for (int r = 0; r < kR; ++r) x[r] = static_cast<const float*>(a.x[row + r]);
   for (int32_t first = 0; first < 4; first += kT) {
     __m256 sums[kT][kR][2];
-    sum_pairs<S, WeightType::kBF16, kR, kT, true>(a.w + first * kTileBytes, kTileBytes, kStride,
-                                                  a.pairs, kAhead, x, sums);
+    const uint8_t* w = a.w + first * kTileBytes;
+    if (a.next != nullptr && row == 0) {
+      sum_pairs<S, WeightType::kBF16, kR, kT, Fetch::kToL2>(w, kTileBytes, kStride, a.pairs,
+                                                            a.next - a.w, x, sums);
+    } else {
+      sum_pairs<S, WeightType::kBF16, kR, kT, Fetch::kToL1>(w, kTileBytes, kStride, a.pairs, kAhead,
+                                                            x, sums);
+    }
     for (int t = 0; t < kT; ++t) {
       for (int r = 0; r < kR; ++r) {
         float* out = a.out + (row + r) * a.out_stride + 16 * (first + t);

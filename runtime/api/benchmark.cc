@@ -170,12 +170,13 @@ nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model
   }
   out["left_out"] = nlohmann::ordered_json::array();
   for (const LeftOutLine& line : result.left_out) {
-    out["left_out"].push_back({{"name", line.name},
-                               {"label", line_label(line.name, line.batch, line.context, line.tokens)},
-                               {"batch", line.batch},
-                               {"context", line.context},
-                               {"tokens", line.tokens},
-                               {"reason", line.reason}});
+    out["left_out"].push_back(
+        {{"name", line.name},
+         {"label", line_label(line.name, line.batch, line.context, line.tokens)},
+         {"batch", line.batch},
+         {"context", line.context},
+         {"tokens", line.tokens},
+         {"reason", line.reason}});
   }
   nlohmann::ordered_json scaling = scaling_of(result);
   if (scaling.size() > 1) out["scaling"] = std::move(scaling);
@@ -233,7 +234,8 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
       };
     }
     std::vector<LeftOutLine> unused;  // a model may take half a minute: `only` is looked at before
-    DSV3_TRY(plan_benchmark(benchmark, std::numeric_limits<int64_t>::max(), false, &unused).status());
+    DSV3_TRY(
+        plan_benchmark(benchmark, std::numeric_limits<int64_t>::max(), false, &unused).status());
     const DefaultFloats floats;
     const int64_t begin = monotonic_ns();
     Result<std::shared_ptr<const Model>> model = model_of(o, cancel);

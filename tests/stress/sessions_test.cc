@@ -2,10 +2,10 @@
 // and load (through memory and through files), generate (of all priorities, with and without
 // sampling, along references that are right, wrong or both by turns), evaluate, complete, cancel,
 // hand over to another thread, free, all under a twentieth of the pages they would like, beside a
-// disk cache that holds fewer still. Whatever they do, every session is a prefix of one of a few sequences, which a request continues in one
-// way only, and each was computed before, alone in a context without a prefix cache: a wrong
-// latent, token, log-probability or page shows. Pool, tables and prefix index are checked all the
-// while.
+// disk cache that holds fewer still. Whatever they do, every session is a prefix of one of a few
+// sequences, which a request continues in one way only, and each was computed before, alone in a
+// context without a prefix cache: a wrong latent, token, log-probability or page shows. Pool,
+// tables and prefix index are checked all the while.
 //
 // Seconds: DSV3_STRESS_SECONDS (default 3). Meant to be run under TSan and ASan too.
 #include <doctest/doctest.h>
