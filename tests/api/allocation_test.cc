@@ -10,6 +10,7 @@
 #include <new>
 
 #include "tests/api/api_support.h"
+#include "tests/support/replaced_new.h"
 
 namespace {
 
@@ -28,52 +29,21 @@ bool may_allocate() {
   return false;
 }
 
-void* allocate(size_t size, size_t align) {
+}  // namespace
+
+void* dsv3::test::replaced_new(size_t size, size_t align) {
   if (!may_allocate()) throw std::bad_alloc();
-  void* p = align <= alignof(std::max_align_t)
-                ? std::malloc(size == 0 ? 1 : size)
-                : std::aligned_alloc(align, (size + align - 1) / align * align);
-  if (p == nullptr) throw std::bad_alloc();
+  void* p = plain_new(size, align);
   ++live;
   ++made;
   return p;
 }
 
-void release(void* p) noexcept {
+void dsv3::test::replaced_delete(void* p) noexcept {
   if (p == nullptr) return;
   --live;
   std::free(p);
 }
-
-}  // namespace
-
-void* operator new(size_t size) { return allocate(size, 0); }
-void* operator new[](size_t size) { return allocate(size, 0); }
-void* operator new(size_t size, std::align_val_t a) {
-  return allocate(size, static_cast<size_t>(a));
-}
-void* operator new[](size_t size, std::align_val_t a) {
-  return allocate(size, static_cast<size_t>(a));
-}
-// The sanitizers bring nothrow forms of their own, which would not come through the two above.
-void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return allocate(size, 0);
-  } catch (...) {
-    return nullptr;
-  }
-}
-void* operator new[](size_t size, const std::nothrow_t& tag) noexcept {
-  return operator new(size, tag);
-}
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, size_t) noexcept { release(p); }
-void operator delete[](void* p, size_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, size_t, std::align_val_t) noexcept { release(p); }
 
 namespace {
 

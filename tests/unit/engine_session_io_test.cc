@@ -8,7 +8,6 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -16,17 +15,17 @@
 #include "runtime/engine/session_io.h"
 #include "runtime/model/synthetic.h"
 #include "tests/support/emulated.h"
+#include "tests/support/replaced_new.h"
 #include "tests/support/support.h"
 
 namespace {
 
 std::atomic<int64_t> live{0}, peak{0};  // bytes
 
-void* allocate(size_t size, size_t align) {
-  void* p = align <= alignof(std::max_align_t)
-                ? std::malloc(size == 0 ? 1 : size)
-                : std::aligned_alloc(align, (size + align - 1) / align * align);
-  if (p == nullptr) throw std::bad_alloc();
+}  // namespace
+
+void* dsv3::test::replaced_new(size_t size, size_t align) {
+  void* p = plain_new(size, align);
   const auto bytes = static_cast<int64_t>(malloc_usable_size(p));
   const int64_t now = live.fetch_add(bytes) + bytes;
   int64_t most = peak.load();
@@ -35,40 +34,11 @@ void* allocate(size_t size, size_t align) {
   return p;
 }
 
-void release(void* p) noexcept {
+void dsv3::test::replaced_delete(void* p) noexcept {
   if (p == nullptr) return;
   live.fetch_sub(static_cast<int64_t>(malloc_usable_size(p)));
   std::free(p);
 }
-
-}  // namespace
-
-void* operator new(size_t size) { return allocate(size, 0); }
-void* operator new[](size_t size) { return allocate(size, 0); }
-void* operator new(size_t size, std::align_val_t a) {
-  return allocate(size, static_cast<size_t>(a));
-}
-void* operator new[](size_t size, std::align_val_t a) {
-  return allocate(size, static_cast<size_t>(a));
-}
-void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return allocate(size, 0);
-  } catch (...) {
-    return nullptr;
-  }
-}
-void* operator new[](size_t size, const std::nothrow_t& tag) noexcept {
-  return operator new(size, tag);
-}
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, size_t) noexcept { release(p); }
-void operator delete[](void* p, size_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, size_t, std::align_val_t) noexcept { release(p); }
 
 namespace dsv3 {
 namespace {
@@ -132,11 +102,12 @@ TEST_CASE("a long session goes through a few pages of memory") {
   REQUIRE(static_cast<int64_t>(bytes) > 10 * kMost);
 
   std::shared_ptr<Session> session;
-  CHECK(peak_of([&] {
-          Result<std::shared_ptr<Session>> loaded = load_session_file(engine, path, {});
-          REQUIRE_MESSAGE(loaded.ok(), loaded.status().message());
-          session = std::move(*loaded);
-        }) < kMost);
+  const int64_t loading = peak_of([&] {
+    Result<std::shared_ptr<Session>> loaded = load_session_file(engine, path, {});
+    REQUIRE_MESSAGE(loaded.ok(), loaded.status().message());
+    session = std::move(*loaded);
+  });
+  CHECK(loading < kMost);
 
   // Saved through a function, and byte for byte what it was made from.
   std::ifstream file(path, std::ios::binary);
@@ -150,12 +121,13 @@ TEST_CASE("a long session goes through a few pages of memory") {
     total += size;
     return {};
   };
-  CHECK(peak_of([&] { REQUIRE(save_session(*session, compare, {}).ok()); }) < kMost);
+  const int64_t saving = peak_of([&] { REQUIRE(save_session(*session, compare, {}).ok()); });
+  CHECK(saving < kMost);
   CHECK(same);
   CHECK(total > bytes);
-  CHECK(peak_of([&] {
-          REQUIRE(save_session_file(*session, folder.file("again.session"), {}).ok());
-        }) < kMost);
+  const int64_t saving_file =
+      peak_of([&] { REQUIRE(save_session_file(*session, folder.file("again.session"), {}).ok()); });
+  CHECK(saving_file < kMost);
   session.reset();
 
   // Read through a function.
@@ -164,10 +136,11 @@ TEST_CASE("a long session goes through a few pages of memory") {
     file.read(static_cast<char*>(data), static_cast<std::streamsize>(size));
     return file.good() ? Status() : make_error(Code::kIo, "the file ended");
   };
-  CHECK(peak_of([&] {
-          Result<std::shared_ptr<Session>> loaded = load_session(engine, "it", read, {});
-          REQUIRE_MESSAGE(loaded.ok(), loaded.status().message());
-        }) < kMost);
+  const int64_t reading = peak_of([&] {
+    Result<std::shared_ptr<Session>> loaded = load_session(engine, "it", read, {});
+    REQUIRE_MESSAGE(loaded.ok(), loaded.status().message());
+  });
+  CHECK(reading < kMost);
 }
 
 }  // namespace
