@@ -155,8 +155,8 @@ void AttentionJob::attend_keys(const Block& b, AttentionScratch& s, int64_t spli
     // 64 columns at a time, so that what is rearranged is still in L1 when it is multiplied: all
     // at once took twice the time.
     p.w = reinterpret_cast<const uint8_t*>(s.values);
-    // Few queries are done with a block before the next one has come: the first half of these
-    // calls fetches its first page, the second half its second one.
+    // With few queries a block is done with sooner than memory brings the next one: the first half
+    // of these calls fetches its first page, the second half its second one.
     const bool fetch = queries <= kFetchQueries;
     const int64_t next_key = key + kKeyBlock < end ? key + kKeyBlock : then;
     const int64_t fetched = int64_t{p.pairs} * 64 * 2 * 2;

@@ -245,16 +245,27 @@ TEST_CASE("pool: uneven tasks leave nobody waiting for a fixed share") {
   auto pool = Pool::create(2, true);
   REQUIRE(pool.ok());
   struct Uneven {
-    std::atomic<int> done{0};
-    static void run(void* context, int task, int) {
+    std::atomic<int> done[2] = {0, 0};  // by worker
+    std::atomic<int> took_long{0};      // the worker that the first task went to
+    static void run(void* context, int task, int worker) {
+      auto& job = *static_cast<Uneven*>(context);
       volatile double x = 1;
       for (int i = 0; i < (task == 0 ? 200000 : 100); ++i) x = x * 1.0000001;
-      static_cast<Uneven*>(context)->done.fetch_add(1);
+      job.done[worker].fetch_add(1);
+      if (task == 0) job.took_long = worker;
     }
-  } job;
-  const Pool::Phase phase{Uneven::run, &job, 100};
-  (*pool)->run({&phase, 1});
-  CHECK(job.done.load() == 100);
+  };
+  // Whoever has the long one leaves the others to the other, wherever that one finds a CPU: a busy
+  // machine may take some tries.
+  int least = 100;
+  for (int i = 0; i < 1000 && least > 25; ++i) {
+    Uneven job;
+    const Pool::Phase phase{Uneven::run, &job, 100};
+    (*pool)->run({&phase, 1});
+    CHECK(job.done[0] + job.done[1] == 100);
+    least = std::min<int>(least, job.done[job.took_long]);
+  }
+  CHECK(least <= 25);
 }
 
 TEST_CASE("pool: a worker that finds no CPU is left out, and comes back when it finds one") {
