@@ -110,74 +110,88 @@ void AttentionJob::absorb(int32_t head, int32_t rows, RowOf row_of, QueryOf quer
   multiply(args->w_uk, head, s, rows, worker, keep);
 }
 
+// scores of the queries against a block of keys.
+void AttentionJob::score(const Block& b, AttentionScratch& s, const KeyBlock& keys,
+                         int worker) const {
+  PanelArgs p;
+  p.scratch = device->workers_[static_cast<size_t>(worker)].gemm.get();
+  p.pairs = even(args->shape.latent_dim()) / 2;
+  p.rows = b.queries() - keys.first;
+  p.x = s.query_rows + keys.first;
+  p.out_stride = kKeyBlock;
+  for (int32_t i = 0; i < keys.pages; ++i) {
+    p.w = page(b, keys.begin + i * kPageKeys);
+    p.out = s.scores + int64_t{keys.first} * kKeyBlock + i * kPageKeys;
+    device->micro_->panel(p);
+  }
+}
+
+// weights, max, sum and keep from the scores.
+void AttentionJob::weigh(const Block& b, AttentionScratch& s, const KeyBlock& keys) const {
+  const auto from =
+      static_cast<int32_t>(std::clamp<int64_t>(args->first_key - keys.begin, 0, kKeyBlock));
+  for (int32_t q = keys.first; q < b.queries(); ++q) {
+    const int64_t last = b.first_position() + q / b.heads;
+    const auto to = static_cast<int32_t>(std::min<int64_t>(last + 1 - keys.begin, kKeyBlock));
+    std::byte* weights = s.weights + static_cast<size_t>(q) * s.weight_bytes;
+    s.keep[q] = device->micro_->softmax(s.scores + int64_t{q} * kKeyBlock, from, to,
+                                        args->softmax_scale, s.max + q, s.sum + q, weights);
+    s.weight_rows[q] = weights;
+  }
+}
+
+// part = part * keep + weights times the block's latents. 64 columns at a time, so that what is
+// rearranged is still in L1 when it is multiplied: all at once took twice the time.
+void AttentionJob::add_values(const Block& b, AttentionScratch& s, const KeyBlock& keys,
+                              int worker) const {
+  PanelArgs p;
+  p.scratch = device->workers_[static_cast<size_t>(worker)].gemm.get();
+  p.w = reinterpret_cast<const uint8_t*>(s.values);
+  p.pairs = keys.pages * kPageKeys / 2;
+  p.rows = b.queries() - keys.first;
+  p.x = s.weight_rows + keys.first;
+  p.out_stride = s.value_columns;
+  p.keep = keys.fresh ? nullptr : s.keep + keys.first;
+  // With few queries a block is done with sooner than memory brings the next one: the first half
+  // of these calls fetches its first page, the second half its second one.
+  const bool fetch = p.rows <= kFetchQueries;
+  const int64_t fetched = int64_t{p.pairs} * 64 * 2 * 2;
+  const int32_t half = static_cast<int32_t>(s.value_columns) / 2;
+  for (int32_t column = 0; column < s.value_columns; column += 64) {
+    for (int32_t i = 0; i < keys.pages; ++i) {
+      const int64_t page_key = keys.begin + i * kPageKeys;
+      const auto in_page = [&](int64_t k) {
+        return static_cast<int32_t>(std::clamp<int64_t>(k - page_key, 0, kPageKeys));
+      };
+      device->micro_->values(page(b, page_key) + int64_t{column} * kPageKeys * 2,
+                             std::min(64, args->shape.kv_lora_rank - column),
+                             in_page(args->first_key), in_page(b.keys()), i * kPageKeys / 2,
+                             kKeyBlock / 2, reinterpret_cast<uint8_t*>(s.values));
+    }
+    const int64_t wanted = keys.next + (column < half ? 0 : kPageKeys);
+    p.next = fetch && wanted < b.keys() ? page(b, wanted) + column % half / 64 * fetched : nullptr;
+    p.out = s.part + keys.first * s.value_columns + column;
+    device->micro_->panel(p);
+  }
+}
+
 // part, max and sum of the split's keys that the block has.
 void AttentionJob::attend_keys(const Block& b, AttentionScratch& s, int64_t split, int64_t then,
                                int worker) const {
-  const Micro& micro = *device->micro_;
-  const int32_t pairs = even(args->shape.latent_dim()) / 2;
   const int64_t begin = split_begin(split);
   const int64_t end = std::min(split_begin(split + 1), b.keys());
   const int32_t split_first = first_query(b, begin);
   std::fill(s.max + split_first, s.max + b.queries(), -std::numeric_limits<float>::infinity());
   std::fill(s.sum + split_first, s.sum + b.queries(), 0.0f);
-  PanelArgs p;
-  p.scratch = device->workers_[static_cast<size_t>(worker)].gemm.get();
   for (int64_t key = begin; key < end; key += kKeyBlock) {
-    const int32_t first = first_query(b, key);
-    const int32_t queries = b.queries() - first;
-    const int32_t pages = key + kPageKeys < b.keys() ? 2 : 1;
-    for (int32_t i = 0; i < pages; ++i) {
-      const int64_t page_key = key + i * kPageKeys;
-      p.w = page(b, page_key);
-      p.pairs = pairs;
-      p.rows = queries;
-      p.x = s.query_rows + first;
-      p.out = s.scores + int64_t{first} * kKeyBlock + i * kPageKeys;
-      p.out_stride = kKeyBlock;
-      p.keep = nullptr;
-      p.next = nullptr;
-      micro.panel(p);
-    }
-    for (int32_t q = first; q < b.queries(); ++q) {
-      const int64_t last = b.first_position() + q / b.heads;
-      const auto from =
-          static_cast<int32_t>(std::clamp<int64_t>(args->first_key - key, 0, kKeyBlock));
-      const auto to = static_cast<int32_t>(std::min<int64_t>(last + 1 - key, kKeyBlock));
-      std::byte* weights = s.weights + static_cast<size_t>(q) * s.weight_bytes;
-      s.keep[q] = micro.softmax(s.scores + int64_t{q} * kKeyBlock, from, to, args->softmax_scale,
-                                s.max + q, s.sum + q, weights);
-      s.weight_rows[q] = weights;
-    }
-    p.pairs = pages * kPageKeys / 2;
-    p.x = s.weight_rows + first;
-    p.out_stride = s.value_columns;
-    p.keep = key == begin ? nullptr : s.keep + first;
-    // 64 columns at a time, so that what is rearranged is still in L1 when it is multiplied: all
-    // at once took twice the time.
-    p.w = reinterpret_cast<const uint8_t*>(s.values);
-    // With few queries a block is done with sooner than memory brings the next one: the first half
-    // of these calls fetches its first page, the second half its second one.
-    const bool fetch = queries <= kFetchQueries;
-    const int64_t next_key = key + kKeyBlock < end ? key + kKeyBlock : then;
-    const int64_t fetched = int64_t{p.pairs} * 64 * 2 * 2;
-    const int32_t half = static_cast<int32_t>(s.value_columns) / 2;
-    for (int32_t column = 0; column < s.value_columns; column += 64) {
-      for (int32_t i = 0; i < pages; ++i) {
-        const int64_t page_key = key + i * kPageKeys;
-        const auto in_page = [&](int64_t k) {
-          return static_cast<int32_t>(std::clamp<int64_t>(k - page_key, 0, kPageKeys));
-        };
-        micro.values(page(b, page_key) + int64_t{column} * kPageKeys * 2,
-                     std::min(64, args->shape.kv_lora_rank - column), in_page(args->first_key),
-                     in_page(b.keys()), i * kPageKeys / 2, kKeyBlock / 2,
-                     reinterpret_cast<uint8_t*>(s.values));
-      }
-      const int32_t of_page = column % half;
-      const int64_t wanted = next_key + (column < half ? 0 : kPageKeys);
-      p.next = fetch && wanted < b.keys() ? page(b, wanted) + of_page / 64 * fetched : nullptr;
-      p.out = s.part + first * s.value_columns + column;
-      micro.panel(p);
-    }
+    const KeyBlock keys = {.begin = key,
+                           .next = key + kKeyBlock < end ? key + kKeyBlock : then,
+                           .pages = key + kPageKeys < b.keys() ? 2 : 1,
+                           .first = first_query(b, key),
+                           .fresh = key == begin};
+    score(b, s, keys, worker);
+    weigh(b, s, keys);
+    add_values(b, s, keys, worker);
   }
 }
 

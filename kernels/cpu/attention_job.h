@@ -84,6 +84,16 @@ struct AttentionJob {
   // `then`: the key that the thread will probably go on with.
   void attend_keys(const Block& b, AttentionScratch& s, int64_t split, int64_t then,
                    int worker) const;
+  // Up to kKeyBlock keys of a split.
+  struct KeyBlock {
+    int64_t begin, next;  // the first key, and that of the block that probably comes then
+    int32_t pages;
+    int32_t first;  // query that attends to any of them
+    bool fresh;     // the split's first: nothing is in `part` yet
+  };
+  void score(const Block& b, AttentionScratch& s, const KeyBlock& keys, int worker) const;
+  void weigh(const Block& b, AttentionScratch& s, const KeyBlock& keys) const;
+  void add_values(const Block& b, AttentionScratch& s, const KeyBlock& keys, int worker) const;
   void join(const Block& block, AttentionScratch& s, int32_t first, bool only) const;
   // The same for one query: its total and what belongs to it, and a part with its max and sum.
   void join(AttentionScratch& s, int32_t query, const float* part, float max, float sum,
