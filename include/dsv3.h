@@ -826,8 +826,8 @@ DSV3_API void dsv3_benchmark_options_init(dsv3_benchmark_options *options, uint3
  * empty) instead, each with its label, name, batch, context, tokens and reason. A line has its label
  * ("decode, batch 16, context 4096"), seconds, tokens_per_second, bytes, weight_flops,
  * attention_flops and percent_of_limit: of all its bytes at the read bandwidth or all its operations
- * at the multiply-add peak (those of MXFP4 weights at the one of INT8 where that is measured: not
- * for the kernel sets "avx512" and "neon"), whichever takes longer; percent_by_operation is that taken for attention, dense layers, head and each expert apart, one
+ * at the multiply-add peak (those of MXFP4 weights at the one of INT8), whichever takes longer;
+ * percent_by_operation is that taken for attention, dense layers, head and each expert apart, one
  * after the other. With `profile` also "profile", the time, bytes and flops of each kind of
  * operation in one more repeat. The line "first token" is the first step after opening, measured
  * once, with its page_faults. With `scaling` the first decoding line and the longest prompt's are

@@ -69,24 +69,6 @@ const Peak* peak_of(std::string_view kernels) {
   return peak_portable();
 }
 
-// The INT8 dot products that the set multiplies MXFP4 weights with; for the other sets the
-// machine's best, which they do not use. Null where there are none.
-double (*int8_peak_of([[maybe_unused]] std::string_view kernels))(int64_t) {
-#if defined(__x86_64__)
-  if (!kernels.starts_with("avx2") && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512vnni")) {
-    return int8_peak_avx512vnni;
-  }
-  if (__builtin_cpu_supports("avx2")) return int8_peak_avx2;
-#elif defined(__aarch64__)
-  if (arm_features().dot) return int8_peak_neondot;
-#endif
-  return nullptr;
-}
-bool has_int8_dot(std::string_view kernels) {
-  return kernels == "avx512bf16" || kernels.starts_with("avx2") || kernels == "neonbf16";
-}
-
 }  // namespace
 
 double median(std::vector<double> values) {
@@ -161,11 +143,7 @@ MachineLimits MachineProbe::measure() {
   Job& job = impl_->job;
   limits.dot = job.peak->dot_name;
   limits.dot_flops_per_second = Impl::median_of([&] { return dot_pass(); });
-  if (auto* int8_peak = int8_peak_of(impl_->kernels)) {
-    limits.int8_ops_per_second = Impl::median_of([&] { return impl_->dot_rate(int8_peak); });
-  }
-  const bool int8 = limits.int8_ops_per_second > 0 && has_int8_dot(impl_->kernels);
-  limits.four_bit_ops_per_second = int8 ? limits.int8_ops_per_second : limits.dot_flops_per_second;
+  limits.int8_ops_per_second = Impl::median_of([&] { return impl_->dot_rate(job.peak->int8); });
   int best = 1;
   for (const int streams : {1, 2, 4, 8}) {
     job.streams = streams;

@@ -17,10 +17,9 @@ struct MachineLimits {
   // Multiply-adds (two operations each) of the instruction that the device's linear layers use:
   // BF16 dot products where there are some, INT16's of "avx2i16", float32 FMA elsewhere.
   double dot_flops_per_second = 0;
-  const char* dot = "";            // "bf16", "int16" or "f32"
-  double int8_ops_per_second = 0;  // the same of INT8 dot products; 0 where there are none
-  // The one of the two that the device's kernel set multiplies MXFP4 weights with.
-  double four_bit_ops_per_second = 0;
+  const char* dot = "";  // "bf16", "int16" or "f32"
+  // The same of the INT8 products that it multiplies MXFP4 weights with.
+  double int8_ops_per_second = 0;
 };
 
 // Measures the limits with as many threads as a device has.

@@ -81,15 +81,13 @@ void print_human(const Json& result) {
   const Json& model = result["model"];
   std::string out = format(
       "machine   %d threads, kernels %s; reads %.1f GB/s (L2 %.0f GB/s), multiply-adds %s %.0f "
-      "GFLOP/s",
+      "GFLOP/s, int8 %.0f GOP/s\n",
       machine["threads"].get<int>(), machine["kernels"].get<std::string>().c_str(),
       machine["read_bytes_per_second"].get<double>() / 1e9,
       machine["cache_bytes_per_second"].get<double>() / 1e9,
       machine["dot"].get<std::string>().c_str(),
-      machine["dot_flops_per_second"].get<double>() / 1e9);
-  const double int8 = machine["int8_ops_per_second"];
-  if (int8 > 0) out += format(", int8 %.0f GOP/s", int8 / 1e9);
-  out += "\n";
+      machine["dot_flops_per_second"].get<double>() / 1e9,
+      machine["int8_ops_per_second"].get<double>() / 1e9);
   out += format(
       "model     %s, %d layers, %s parameters, weights %s (%s per token), ready in %.3f s, "
       "resident %s (%s without the file)\n\n",

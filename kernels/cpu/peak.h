@@ -12,6 +12,8 @@ struct Peak {
   // Multiply-adds out of registers, in as many independent chains as hide their latency. Returns
   // the number of operations done (a multiply-add is two).
   double (*dot)(int64_t rounds);
+  // The same of the INT8 products that the set multiplies MXFP4 weights with.
+  double (*int8)(int64_t rounds);
   // Reads bytes (a multiple of 4096) as 1, 2, 4 or 8 streams side by side. Which number is fastest
   // differs from machine to machine. The result is there so that nothing is left out.
   uint64_t (*read)(const uint8_t* data, size_t bytes, int streams);
@@ -24,11 +26,5 @@ const Peak* peak_avx512();
 const Peak* peak_avx512bf16();
 const Peak* peak_neon();
 const Peak* peak_neonbf16();
-
-// INT8 dot products: of AVX2's instructions, vpmaddubsw and what else four of them take; vpdpbusd,
-// for machines that have AVX-512 VNNI; SDOT, for aarch64 with it.
-double int8_peak_avx2(int64_t rounds);
-double int8_peak_avx512vnni(int64_t rounds);
-double int8_peak_neondot(int64_t rounds);
 
 }  // namespace dsv3::kernels

@@ -59,13 +59,14 @@ struct Words {
   using V __attribute__((vector_size(32))) = uint64_t;
 };
 
-constexpr Peak kPeak = {"f32", peak::chains<Products>, peak::read<Words>};
-constexpr Peak kPairPeak = {"int16", peak::chains<PairProducts>, peak::read<Words>};
+constexpr Peak kPeak = {"f32", peak::chains<Products>, peak::chains<ByteProducts>,
+                        peak::read<Words>};
+constexpr Peak kPairPeak = {"int16", peak::chains<PairProducts>, peak::chains<ByteProducts>,
+                            peak::read<Words>};
 
 }  // namespace
 
 const Peak* peak_avx2() { return &kPeak; }
 const Peak* peak_avx2i16() { return &kPairPeak; }
-double int8_peak_avx2(int64_t rounds) { return peak::chains<ByteProducts>(rounds); }
 
 }  // namespace dsv3::kernels

@@ -18,11 +18,23 @@ struct Products {
   static V add(V sum, In a) { return vbfdotq_f32(sum, a, a); }
 };
 
+struct ByteProducts {
+  using V = int32x4_t;
+  using In = int8x16_t;
+  static constexpr double kOperations = 8 * 4;
+  static In in() {
+    volatile int8_t source = 1;
+    return vdupq_n_s8(source);
+  }
+  static V add(V sum, In a) { return vdotq_s32(sum, a, a); }
+};
+
 struct Words {
   using V __attribute__((vector_size(16))) = uint64_t;
 };
 
-constexpr Peak kPeak = {"bf16", peak::chains<Products>, peak::read<Words>};
+constexpr Peak kPeak = {"bf16", peak::chains<Products>, peak::chains<ByteProducts>,
+                        peak::read<Words>};
 
 }  // namespace
 

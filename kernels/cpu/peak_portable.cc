@@ -8,19 +8,21 @@ struct Words {
   using V __attribute__((vector_size(16))) = uint64_t;
 };
 
-double dot(int64_t rounds) {
-  constexpr int kLanes = 64;
-  float sums[kLanes] = {};
-  volatile float source = 0.5f;
-  const float a = source, b = source;
+// T: float, or uint16_t, in which products of bytes are summed.
+template <class T, int kLanes>
+double multiply_adds(int64_t rounds) {
+  T sums[kLanes] = {};
+  volatile T source = static_cast<T>(0.5f + static_cast<float>(sizeof(T) < 4));
+  const T a = source, b = source;
   for (int64_t i = 0; i < rounds; ++i) {
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = sums[lane] * a + b;
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = static_cast<T>(sums[lane] * a + b);
   }
   for (int lane = 0; lane < kLanes; ++lane) source = sums[lane];
   return 2.0 * kLanes * static_cast<double>(rounds);
 }
 
-constexpr Peak kPeak = {"f32", dot, peak::read<Words>};
+constexpr Peak kPeak = {"f32", multiply_adds<float, 64>, multiply_adds<uint16_t, 128>,
+                        peak::read<Words>};
 
 }  // namespace
 

@@ -227,7 +227,7 @@ class Runner {
   // What multiplies four-bit weights is as many times as fast as before.
   Limits probe_limits() {
     const double read = probe_->read_pass(), dot = probe_->dot_pass();
-    return {read, dot, dot * limits_.four_bit_ops_per_second / limits_.dot_flops_per_second};
+    return {read, dot, dot * limits_.int8_ops_per_second / limits_.dot_flops_per_second};
   }
 
   // A machine that others use may halve its speed for a second and give it back: the percentage is

@@ -43,8 +43,10 @@ TEST_CASE("a processor gets the sets it can run, and the best of them works") {
 TEST_CASE("the loops that measure a processor's limits run where they are chosen") {
   const ArmFeatures features = arm_features();
   CHECK(k::peak_neon()->dot(10) == 10 * 16 * 4 * 2);
-  if (features.bf16) CHECK(k::peak_neonbf16()->dot(10) == 10 * 16 * 4 * 4);
-  if (features.dot) CHECK(k::int8_peak_neondot(10) == 10 * 16 * 4 * 8);
+  CHECK(k::peak_neon()->int8(10) == 10 * 16 * 8 * 16 * 2);
+  if (!features.bf16 || !features.dot) return;
+  CHECK(k::peak_neonbf16()->dot(10) == 10 * 16 * 4 * 4);
+  CHECK(k::peak_neonbf16()->int8(10) == 10 * 16 * 4 * 8);
 }
 
 }  // namespace dsv3::test

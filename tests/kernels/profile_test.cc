@@ -56,6 +56,7 @@ TEST_CASE("machine limits: medians, every figure there") {
   CHECK(limits.read_bytes_per_second > 1e8);
   CHECK(limits.cache_bytes_per_second > 1e8);
   CHECK(limits.dot_flops_per_second > 1e8);
+  CHECK(limits.int8_ops_per_second > 1e8);
   CHECK(std::string(limits.dot) != "");
   CHECK((*probe)->read_pass() > 1e8);
   CHECK((*probe)->dot_pass() > 1e8);
