@@ -95,7 +95,7 @@ std::vector<const Micro*> runnable() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
         __builtin_cpu_supports("avx512vnni")) {
-      sets.push_back(micro_avx512bf16());
+      sets.push_back(micro_avx512bf16(l1_data_bytes()));
     }
     sets.push_back(micro_avx512());
   }

@@ -147,7 +147,7 @@ void AttentionJob::add_values(const Block& b, AttentionScratch& s, const KeyBloc
   PanelArgs p;
   p.scratch = device->workers_[static_cast<size_t>(worker)].gemm.get();
   p.w = reinterpret_cast<const uint8_t*>(s.values);
-  p.pairs = keys.pages * kPageKeys / 2;
+  p.pairs = static_cast<int32_t>(std::min<int64_t>(b.keys() - keys.begin, kKeyBlock) + 1) / 2;
   p.rows = b.queries() - keys.first;
   p.x = s.weight_rows + keys.first;
   p.out_stride = s.value_columns;
@@ -155,7 +155,7 @@ void AttentionJob::add_values(const Block& b, AttentionScratch& s, const KeyBloc
   // With few queries a block is done with sooner than memory brings the next one: the first half
   // of these calls fetches its first page, the second half its second one.
   const bool fetch = p.rows <= kFetchQueries;
-  const int64_t fetched = int64_t{p.pairs} * 64 * 2 * 2;
+  const int64_t fetched = int64_t{keys.pages} * kPageKeys / 2 * 64 * 2 * 2;
   const int32_t half = static_cast<int32_t>(s.value_columns) / 2;
   for (int32_t column = 0; column < s.value_columns; column += 64) {
     for (int32_t i = 0; i < keys.pages; ++i) {

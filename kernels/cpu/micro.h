@@ -146,7 +146,7 @@ const Micro* micro_portable();
 const Micro* micro_avx2();
 const Micro* micro_avx2i16();
 const Micro* micro_avx512();
-const Micro* micro_avx512bf16();
+const Micro* micro_avx512bf16(size_t l1_bytes);  // data cache of a CPU; 0: not known
 const Micro* micro_neon();
 const Micro* micro_neonbf16();
 

@@ -45,6 +45,7 @@ inline void Avx512::mx_widen(const uint8_t* p, B* lo, B* hi) {
 
 using Decoder = simd::Fp8Decoder<Avx512>;
 using Scales = few::Scales<Avx512>;
+using Fetch = few::Fetch;
 inline __m512i load64(const uint8_t* p) { return few::load64<Avx512>(p); }
 inline __m512i load32(const uint8_t* p) { return few::load32<Avx512>(p); }
 inline __m512 dot(__m512 acc, __m512i w, uint32_t x) { return few::dot<Avx512>(acc, w, x); }
@@ -87,12 +88,29 @@ inline void panel_dot(const uint8_t* w, int64_t tile_stride, int64_t pair_stride
   }
 }
 
-template <int kR, int kT>
+// The inputs of some later rows, into L1: those of a prompt come from L3 or memory, for what one
+// block needs of a panel's rows alone fills L1. Inlined by force: GCC 12 drops calls of a function
+// that does nothing but fetch.
+constexpr int32_t kRowsAhead = 2 * kPanelRows;
+constexpr int32_t kFetchedRows = 32;  // of so many rows the inputs stay in L1
+[[gnu::always_inline]] inline void fetch_inputs(const GemmArgs& a, int32_t begin, int32_t pairs,
+                                                int32_t row, int32_t rows) {
+  const int32_t end = row + rows < a.rows ? row + rows : a.rows;
+  for (; row < end; ++row) {
+    const auto* x = static_cast<const uint32_t*>(a.x[row]) + begin;
+    for (int32_t i = 0; i < pairs; i += 16) _mm_prefetch(x + i, _MM_HINT_T0);
+  }
+}
+
+template <Fetch kFetch, int kR, int kT>
 inline void gemm_rows(const GemmArgs& a, const uint8_t* w, int64_t tile_stride, int32_t begin,
                       int32_t pairs, int32_t row, const __m512* scale, const Ahead& ahead) {
   const uint32_t* x[kR];
   for (int r = 0; r < kR; ++r) x[r] = static_cast<const uint32_t*>(a.x[row + r]) + begin;
   __m512 acc[kR][kT];
+  if (kFetch == Fetch::kNextIntoL1 && a.rows > kFetchedRows) {
+    fetch_inputs(a, begin, pairs, row + kRowsAhead, kR);
+  }
   panel_dot<kR, kT>(w, tile_stride, 64, pairs, x, acc, ahead);
   for (int r = 0; r < kR; ++r) {
     float* out = a.out + (row + r) * a.out_stride;
@@ -103,7 +121,7 @@ inline void gemm_rows(const GemmArgs& a, const uint8_t* w, int64_t tile_stride, 
   }
 }
 
-template <int kT>
+template <Fetch kFetch, int kT>
 void gemm_block(const GemmArgs& a, const Scales& scales, const uint8_t* w, int64_t tile_stride,
                 int32_t begin, int32_t pairs, Ahead ahead) {
   __m512 scale[kT];
@@ -112,24 +130,24 @@ void gemm_block(const GemmArgs& a, const Scales& scales, const uint8_t* w, int64
   ahead.every *= (a.rows + kPanelRows - 1) / kPanelRows;
   const int64_t part = int64_t{64} * ((pairs + ahead.every - 1) / ahead.every);
   for (; row + kPanelRows <= a.rows; row += kPanelRows) {
-    gemm_rows<kPanelRows, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
+    gemm_rows<kFetch, kPanelRows, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
     if (ahead.w != nullptr) ahead.w += part;
   }
   switch (a.rows - row) {
     case 1:
-      gemm_rows<1, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
+      gemm_rows<kFetch, 1, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
       break;
     case 2:
-      gemm_rows<2, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
+      gemm_rows<kFetch, 2, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
       break;
     case 3:
-      gemm_rows<3, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
+      gemm_rows<kFetch, 3, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
       break;
     case 4:
-      gemm_rows<4, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
+      gemm_rows<kFetch, 4, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
       break;
     case 5:
-      gemm_rows<5, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
+      gemm_rows<kFetch, 5, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
       break;
     default:
       break;
@@ -150,6 +168,7 @@ inline void decode_tile(const Decoder& decoder, const uint8_t* w, int32_t pairs,
   _mm512_store_si512(out + 64 * i, w0);
 }
 
+template <Fetch kFetch>
 void gemm_many(const GemmArgs& a) {
   const Decoder decoder;
   const Scales scales(a);
@@ -175,35 +194,36 @@ void gemm_many(const GemmArgs& a) {
     }
     switch (a.tiles) {
       case 1:
-        gemm_block<1>(a, scales, w, tile_stride, begin, pairs, ahead);
+        gemm_block<kFetch, 1>(a, scales, w, tile_stride, begin, pairs, ahead);
         break;
       case 2:
-        gemm_block<2>(a, scales, w, tile_stride, begin, pairs, ahead);
+        gemm_block<kFetch, 2>(a, scales, w, tile_stride, begin, pairs, ahead);
         break;
       case 3:
-        gemm_block<3>(a, scales, w, tile_stride, begin, pairs, ahead);
+        gemm_block<kFetch, 3>(a, scales, w, tile_stride, begin, pairs, ahead);
         break;
       default:
-        gemm_block<4>(a, scales, w, tile_stride, begin, pairs, ahead);
+        gemm_block<kFetch, 4>(a, scales, w, tile_stride, begin, pairs, ahead);
         break;
     }
   }
 }
 
+template <Fetch kFetch>
 void gemm(const GemmArgs& a) {
   // Up to here widening FP8 in registers wins; BF16 has nothing to widen.
-  constexpr int32_t kFewRows[] = {1, 32};
+  constexpr int32_t kFewRows[] = {1, kFetch == Fetch::kFarIntoL2 ? 32 : 16};
   const bool f8 = a.w.type == WeightType::kF8E4M3;
   if (a.w.type == WeightType::kMXFP4) {
     mx::gemm<Avx512>(a);
   } else if (a.w.type == WeightType::kF32 || a.w.type == WeightType::kF16) {
     simd::gemm<Avx512>(a);
   } else if (a.rows > kFewRows[f8 ? 1 : 0]) {
-    gemm_many(a);
+    gemm_many<kFetch>(a);
   } else if (f8) {
-    few::direct<Avx512, true>(a);
+    few::direct<Avx512, true, kFetch>(a);
   } else {
-    few::direct<Avx512, false>(a);
+    few::direct<Avx512, false, kFetch>(a);
   }
 }
 
@@ -260,7 +280,12 @@ void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out)
   }
   if (type == Activation::kI8) return mx::pack_i8<Avx512>(x, k, padded, out);
   auto* p = static_cast<uint8_t*>(out);
-  for (int32_t i = 0; i < padded; i += 16) {
+  int32_t i = 0;
+  for (const int32_t whole = (k < padded ? k : padded) & ~31; i < whole; i += 32) {
+    _mm512_storeu_si512(p + 2 * i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16),
+                                                                _mm512_loadu_ps(x + i)));
+  }
+  for (; i < padded; i += 16) {
     const int32_t have = k - i < 16 ? (k - i > 0 ? k - i : 0) : 16;
     const int32_t want = padded - i < 16 ? padded - i : 16;
     const auto in_mask = static_cast<__mmask16>((1u << have) - 1);
@@ -272,12 +297,13 @@ void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out)
 
 constexpr Activation kF32 = Activation::kF32;
 constexpr Activation kBF16 = Activation::kBF16;
+template <Fetch kFetch>
 constexpr Micro kMicro = {
     "avx512bf16",
     kBF16,
     {kF32, kBF16, kF32, kBF16, Activation::kI8},
     pack,
-    gemm,
+    gemm<kFetch>,
     simd::gemm<Avx512>,
     panel,
     simd::page_values<Avx512>,
@@ -293,6 +319,8 @@ constexpr Micro kMicro = {
 
 }  // namespace
 
-const Micro* micro_avx512bf16() { return &kMicro; }
+const Micro* micro_avx512bf16(size_t l1_bytes) {
+  return l1_bytes > 32 * 1024 ? &kMicro<Fetch::kNextIntoL1> : &kMicro<Fetch::kFarIntoL2>;
+}
 
 }  // namespace dsv3::kernels

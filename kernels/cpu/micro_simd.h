@@ -54,9 +54,28 @@ inline void store_part(float* p, typename S::V v, int64_t count) {
   store<S>(buffer, v);
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
+// Of 16 lanes, each `half` of them swapped with the next.
+template <class V>
+inline V upper_lanes(V v, int half) {
+  switch (half) {
+    case 8:
+      return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    case 4:
+      return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    case 2:
+      return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    default:
+      return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  }
+}
 // The sum of all lanes: always the same tree.
 template <class S>
 inline float sum_lanes(typename S::V v) {
+  if constexpr (S::kLanes == 16) {
+#pragma GCC unroll 4
+    for (int half = 8; half > 0; half /= 2) v += upper_lanes(v, half);
+    return v[0];
+  }
   float buffer[S::kLanes];
   store<S>(buffer, v);
   for (int half = S::kLanes / 2; half > 0; half /= 2) {
@@ -66,6 +85,14 @@ inline float sum_lanes(typename S::V v) {
 }
 template <class S>
 inline float max_lanes(typename S::V v) {
+  if constexpr (S::kLanes == 16) {
+#pragma GCC unroll 4
+    for (int half = 8; half > 0; half /= 2) {
+      const typename S::V upper = upper_lanes(v, half);
+      v = upper > v ? upper : v;
+    }
+    return v[0];
+  }
   float buffer[S::kLanes];
   store<S>(buffer, v);
   float max = buffer[0];
@@ -155,6 +182,14 @@ inline void decode(WeightType type, const uint8_t* p, int32_t pairs, int64_t pai
 // sums[16] of one row: even and odd inputs were summed apart.
 template <class S>
 inline void join_pairs(const typename S::V* acc, float unit, float* sums) {
+  if constexpr (S::kLanes == 16) {
+    const auto even = __builtin_shufflevector(acc[0], acc[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20,
+                                              22, 24, 26, 28, 30);
+    const auto odd = __builtin_shufflevector(acc[0], acc[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21,
+                                             23, 25, 27, 29, 31);
+    store<S>(sums, (even + odd) * unit);
+    return;
+  }
   float lanes[32];
   for (int j = 0; j < 32 / S::kLanes; ++j) store<S>(lanes + j * S::kLanes, acc[j]);
   for (int c = 0; c < 16; ++c) sums[c] = (lanes[2 * c] + lanes[2 * c + 1]) * unit;

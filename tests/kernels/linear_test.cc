@@ -2,9 +2,11 @@
 // rows.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/cpu_device.h"
 #include "kernels/numeric.h"
 #include "tests/kernels/kernel_test.h"
 
@@ -337,5 +339,32 @@ TEST_CASE("linear: several layers in one call, with shared and with different in
     }
   }
 }
+
+#if defined(__x86_64__)
+TEST_CASE("avx512bf16: the size of L1 changes what is fetched ahead, and no bit") {
+  const auto sets = k::kernel_sets();
+  if (std::find(sets.begin(), sets.end(), "avx512bf16") == sets.end()) return;
+  Random random(12);
+  for (const k::DType dtype : {k::DType::kBF16, k::DType::kF8E4M3}) {
+    for (const auto& [n, inner] : {std::pair(64, 128), {200, 1000}, {150, 2048}, {16, 64}}) {
+      const TestMatrix w = random_matrix(random, {dtype, n, inner});
+      for (const int32_t rows : {1, 2, 3, 4, 5, 16, 17, 24, 33, 200}) {
+        const Case c{{dtype, n, inner}, rows};
+        const auto x = random.vector(static_cast<size_t>(rows) * static_cast<size_t>(inner));
+        const std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(n));
+        std::vector<std::vector<float>> got;
+        for (const size_t l1_kib : {0, 32, 48}) {
+          auto d = k::CpuDevice::create(k::micro_avx512bf16(l1_kib * 1024), 2, false);
+          REQUIRE(d.ok());
+          got.push_back(run(**d, c, w, x, y));
+        }
+        CAPTURE(describe("avx512bf16", c));
+        CHECK(same_bits(got[1].data(), got[0].data(), y.size()));
+        CHECK(same_bits(got[2].data(), got[0].data(), y.size()));
+      }
+    }
+  }
+}
+#endif
 
 }  // namespace dsv3::test
