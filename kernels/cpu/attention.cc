@@ -120,7 +120,9 @@ void AttentionJob::score(const Block& b, AttentionScratch& s, const KeyBlock& ke
   p.x = s.query_rows + keys.first;
   p.out_stride = kKeyBlock;
   for (int32_t i = 0; i < keys.pages; ++i) {
-    p.w = page(b, keys.begin + i * kPageKeys);
+    const int64_t first_key = keys.begin + i * kPageKeys;
+    p.w = page(b, first_key);
+    p.columns = static_cast<int32_t>(std::min<int64_t>(b.keys() - first_key, kPageKeys));
     p.out = s.scores + int64_t{keys.first} * kKeyBlock + i * kPageKeys;
     device->micro_->panel(p);
   }

@@ -81,6 +81,7 @@ struct GemmArgs {
 struct PanelArgs {
   const uint8_t* w = nullptr;  // BF16 [pairs][64][2]
   int32_t pairs = 0;
+  int32_t columns = 64;  // those beyond need not be computed
   int32_t rows = 0;
   const void* const* x = nullptr;  // [rows] pointers to 2 * pairs values of the native type
   float* out = nullptr;            // [rows][64]

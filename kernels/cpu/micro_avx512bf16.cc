@@ -7,7 +7,7 @@ namespace dsv3::kernels {
 namespace {
 
 struct Avx512 : simd::Simd512<Avx512> {
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 8;
   static constexpr int kTiles = 4;
   static void store_native(void* p, int index, V v) {
     const __m256bh b = _mm512_cvtneps_pbh((__m512)v);
@@ -229,48 +229,36 @@ void gemm(const GemmArgs& a) {
 
 // --- attention
 
-template <int kR>
+template <int kR, int kT>
 inline void panel_rows(const PanelArgs& a, int32_t row) {
   const uint32_t* x[kR];
   for (int r = 0; r < kR; ++r) x[r] = static_cast<const uint32_t*>(a.x[row + r]);
-  __m512 acc[kR][4];
-  panel_dot<kR, 4>(a.w, 64, 256, a.pairs, x, acc);
+  __m512 acc[kR][kT];
+  panel_dot<kR, kT>(a.w, 64, 256, a.pairs, x, acc);
   for (int r = 0; r < kR; ++r) {
     float* out = a.out + (row + r) * a.out_stride;
     if (a.keep == nullptr) {
-      for (int t = 0; t < 4; ++t) _mm512_storeu_ps(out + 16 * t, acc[r][t]);
+      for (int t = 0; t < kT; ++t) _mm512_storeu_ps(out + 16 * t, acc[r][t]);
       continue;
     }
     const __m512 keep = _mm512_set1_ps(a.keep[row + r]);
-    for (int t = 0; t < 4; ++t) {
+    for (int t = 0; t < kT; ++t) {
       const __m512 before = _mm512_loadu_ps(out + 16 * t);
       _mm512_storeu_ps(out + 16 * t, _mm512_fmadd_ps(before, keep, acc[r][t]));
     }
   }
 }
 
+// Rows from `row` on: all but fewer than kR of them kR at a time.
+template <int kR, int kT>
+inline void panel_tiles(const PanelArgs& a, int32_t row) {
+  for (; row + kR <= a.rows; row += kR) panel_rows<kR, kT>(a, row);
+  if constexpr (kR > 1) panel_tiles<kR - 1, kT>(a, row);
+}
+
 void panel(const PanelArgs& a) {
-  int32_t row = 0;
-  for (; row + kPanelRows <= a.rows; row += kPanelRows) panel_rows<kPanelRows>(a, row);
-  switch (a.rows - row) {
-    case 1:
-      panel_rows<1>(a, row);
-      break;
-    case 2:
-      panel_rows<2>(a, row);
-      break;
-    case 3:
-      panel_rows<3>(a, row);
-      break;
-    case 4:
-      panel_rows<4>(a, row);
-      break;
-    case 5:
-      panel_rows<5>(a, row);
-      break;
-    default:
-      break;
-  }
+  if (a.columns <= 32) return panel_tiles<kPanelRows, 2>(a, 0);
+  panel_tiles<kPanelRows, 4>(a, 0);
 }
 
 void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {
