@@ -146,6 +146,10 @@ const uint8_t* tile_data(const Matrix& w, int32_t tile);
 inline bool has_long_tiles(const Matrix& w) {
   return matrix_bytes(w.dtype, w.layout, kTileN, w.k) >= 8 * 1024;
 }
+// Does the set read the matrix's tiles as several long streams for so few rows (Micro::streams)?
+inline bool streams(const Micro& micro, const Matrix& w, int32_t rows) {
+  return micro.streams && w.dtype == DType::kF8E4M3 && rows <= kStreamRows && has_long_tiles(w);
+}
 // Estimated nanoseconds of multiplying `rows` rows by the matrix on one thread.
 double gemm_ns(const Matrix& w, int64_t rows);
 

@@ -16,6 +16,7 @@ struct FfnJob {
   int32_t down_tiles;        // of one task of phase 2
   int32_t shared_tasks = 0;  // of phase 1, when they are spread among the others
   bool long_tiles = false;   // gemm is told what comes next
+  bool runs = false;         // few rows take a task of phase 1 in one run, see activate_run()
 
   static void up_task(void* context, int position, int worker);
   static void down_task(void* context, int task, int worker);
@@ -30,6 +31,9 @@ struct FfnJob {
   UpPart up_part(int position) const;
   void activate(const UpPart& part, int32_t tile, int32_t tiles, const uint8_t* next,
                 int worker) const;
+  void activate_run(const UpPart& part, int32_t tiles, const uint8_t* next, int worker) const;
+  void keep_hidden(const UpPart& part, int32_t row, int32_t column, int32_t count,
+                   const float* values) const;
   void sum_slots(int32_t column, int32_t count, int worker) const;
   // The shared experts are the last group and have every row: in a step of some rows they wait for
   // arithmetic, the others for memory, so they are spread among them. In a step of many rows
@@ -44,6 +48,9 @@ struct FfnJob {
 };
 
 namespace {
+
+// Of a task of phase 1 with few rows whose tiles are read as several streams.
+constexpr int32_t kRunTiles = 4 * kGroupTiles;
 
 int32_t panels_of(int32_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -60,6 +67,21 @@ GemmArgs FfnJob::gemm_args(const Matrix& w, const void* const* rows, int32_t cou
   g.out_stride = kGroupColumns;
   g.scratch = scratch.gemm.get();
   return g;
+}
+
+// Some columns of a row of the part, rounded for `down`.
+void FfnJob::keep_hidden(const UpPart& part, int32_t row, int32_t column, int32_t count,
+                         const float* values) const {
+  const FfnWeights& w = *args->groups[part.group].weights;
+  const Activation type = activation_for(*device->micro_, w.down);
+  // The last column's row gets its padding.
+  const int32_t padded =
+      column + count == w.gate.n ? packed_values(type, w.gate.n) - column : count;
+  const int32_t cell = device->ffn_first_cell_[part.group] + part.first_row + row;
+  const void* to = device->ffn_hidden_[static_cast<size_t>(cell)];
+  device->micro_->pack(
+      type, values, count, padded,
+      static_cast<std::byte*>(const_cast<void*>(to)) + packed_offset(type, column));
 }
 
 // silu(gate x) * (up x) of some columns and rows of a group, rounded for `down`.
@@ -84,18 +106,50 @@ void FfnJob::activate(const UpPart& part, int32_t tile, int32_t tiles, const uin
   up.next = next;
   micro.gemm(gate);
   micro.gemm(up);
-  const Activation type = activation_for(micro, w.down);
   const int32_t column = tile * kTileN;
   const int32_t count = std::min(tiles * kTileN, w.gate.n - column);
-  // The last column's row gets its padding.
-  const int32_t padded =
-      column + count == w.gate.n ? packed_values(type, w.gate.n) - column : count;
   for (int32_t r = 0; r < rows; ++r) {
     float* values = gate.out + r * gate.out_stride;
     micro.silu_mul(values, up.out + r * up.out_stride, count);
-    const void* row = device->ffn_hidden_[static_cast<size_t>(first_cell + first + r)];
-    micro.pack(type, values, count, padded,
-               static_cast<std::byte*>(const_cast<void*>(row)) + packed_offset(type, column));
+    keep_hidden(part, r, column, count, values);
+  }
+}
+
+// The same of `tiles` tiles from the part's on, whole groups of them, for kStreamRows rows and
+// fewer: of gate, then of up, each as kGroupTiles streams that go on where they ended.
+void FfnJob::activate_run(const UpPart& part, int32_t tiles, const uint8_t* next,
+                          int worker) const {
+  const FfnGroup& group = args->groups[part.group];
+  const FfnWeights& w = *group.weights;
+  const Micro& micro = *device->micro_;
+  const int32_t calls = tiles / kGroupTiles;
+  constexpr int64_t kCallFloats = int64_t{kStreamRows} * kGroupColumns;
+  float* const gate = device->workers_[static_cast<size_t>(worker)].panel.get();
+  float* const up = gate + int64_t{kPanelRows} * kGroupColumns;
+  const auto multiply = [&](const Matrix& m, float* out, const uint8_t* then) {
+    const auto type = static_cast<size_t>(activation_for(micro, m));
+    const int32_t cell = device->ffn_first_cell_[part.group];
+    GemmArgs g = gemm_args(m, device->ffn_inputs_[type].get() + cell, group.count, worker);
+    g.tiles = kGroupTiles;
+    g.tile_step = calls;
+    for (int32_t i = 0; i < calls; ++i) {
+      g.out = out + i * kCallFloats;
+      g.tile = part.tile + i;
+      g.next = i + 1 < calls ? tile_data(m, g.tile + 1) : then;
+      micro.gemm(g);
+    }
+  };
+  multiply(w.gate, gate, tile_data(w.up, part.tile));
+  multiply(w.up, up, next);
+  for (int32_t i = 0; i < calls; ++i) {
+    for (int32_t r = 0; r < group.count; ++r) {
+      const int64_t at = i * kCallFloats + int64_t{r} * kGroupColumns;
+      micro.silu_mul(gate + at, up + at, kGroupColumns);
+      for (int32_t t = 0; t < kGroupTiles; ++t) {
+        const int32_t column = (part.tile + i + t * calls) * kTileN;
+        keep_hidden(part, r, column, std::min(kTileN, w.gate.n - column), gate + at + t * kTileN);
+      }
+    }
   }
 }
 
@@ -135,7 +189,14 @@ void FfnJob::up_task(void* context, int position, int worker) {
     const UpPart then = job.up_part(next);
     after = tile_data(job.args->groups[then.group].weights->gate, then.tile);
   }
-  for (int32_t tile = part.tile; tile < end; tile += kGroupTiles) {
+  const FfnGroup& group = job.args->groups[part.group];
+  int32_t tile = part.tile;
+  if (const int32_t whole = (end - tile) / kGroupTiles * kGroupTiles;
+      job.runs && whole > kGroupTiles && group.count <= kStreamRows) {
+    tile += whole;
+    job.activate_run(part, whole, tile < end ? tile_data(gate, tile) : after, worker);
+  }
+  for (; tile < end; tile += kGroupTiles) {
     const int32_t count = std::min(kGroupTiles, end - tile);
     job.activate(part, tile, count,
                  job.long_tiles && tile + count < end ? tile_data(gate, tile + count) : after,
@@ -240,6 +301,11 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   std::fill_n(ffn_cell_.get(), int64_t{args.rows} * args.slots, -1);
   // Small experts are cut finer so that every thread has work in both phases.
   const int64_t threads_wanted = int64_t{2} * threads();
+  job.runs = least_up_tiles == 1 && args.rows <= FfnJob::kSpreadRows &&
+             std::all_of(args.groups.begin(), args.groups.end(), [&](const FfnGroup& g) {
+               return streams(*micro_, g.weights->gate, 1) && streams(*micro_, g.weights->up, 1);
+             });
+  if (job.runs) job.up_tiles = kRunTiles;
   while (job.up_tiles > least_up_tiles && width_tiles / job.up_tiles < threads_wanted)
     job.up_tiles /= 2;
   while (job.down_tiles > 1 && tiles_of(args.hidden) / job.down_tiles < threads_wanted) {

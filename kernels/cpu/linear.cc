@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kMaxLayers = 16;          // of one job; more run in turn
 constexpr double kTaskBytes = 128 * 1024;  // weights of one task with few rows
+constexpr int32_t kRunTiles = 8;  // that one stream of such a task reads, where there are some
 
 }  // namespace
 
@@ -28,6 +29,7 @@ struct LinearJob {
     int32_t chunk_tiles, panels, first_task;
     size_t first_row;  // in packed_rows_
     bool long_tiles;
+    bool streams;  // a task's tiles are read as kGroupTiles streams side by side
   };
 
   CpuDevice* device = nullptr;
@@ -48,6 +50,7 @@ struct LinearJob {
   Part part_of(int task) const;
   size_t find_input(const LinearArgs& a, Activation type);
   void pack_rows(const Input& in, int32_t begin, int32_t end) const;
+  void store(const LinearArgs& a, int32_t first_row, const GemmArgs& g) const;
   void run();
   static void pack_task(void* context, int task, int worker);
   static void gemm_task(void* context, int task, int worker);
@@ -90,14 +93,21 @@ bool LinearJob::add(const LinearArgs& a) {
   const size_t first_row = find_input(a, type);
   if (first_row == kNone) return false;
   Layer& layer = layers[layer_count++];
-  layer = {&a,        tiled(a.w),         0, (a.rows + kPanelRows - 1) / kPanelRows, tasks,
-           first_row, has_long_tiles(a.w)};
+  layer = {&a,
+           tiled(a.w),
+           0,
+           (a.rows + kPanelRows - 1) / kPanelRows,
+           tasks,
+           first_row,
+           has_long_tiles(a.w),
+           streams(*device->micro_, a.w, a.rows)};
   // Chunks of whole tile groups: enough weights per task to be worth taking, enough tasks to even
   // out.
   const auto tile_bytes = static_cast<double>(matrix_bytes(a.w.dtype, a.w.layout, kTileN, a.w.k));
   const auto tiles = static_cast<int32_t>(tiles_of(a.w.n));
   const int32_t groups = (tiles + kGroupTiles - 1) / kGroupTiles;
   int32_t want = static_cast<int32_t>(kTaskBytes / (tile_bytes * kGroupTiles)) + 1;
+  if (layer.streams) want = kRunTiles;
   want = std::min(want, std::max(1, groups / (4 * device->threads())));
   layer.chunk_tiles = want * kGroupTiles;
   // A narrow layer is cut below the group so that every thread has a part.
@@ -147,6 +157,25 @@ LinearJob::Part LinearJob::part_of(int task) const {
   return {&layer, task / layer.panels * layer.chunk_tiles, task % layer.panels * kPanelRows};
 }
 
+// What a call of gemm made, from the panel to where it belongs.
+void LinearJob::store(const LinearArgs& a, int32_t first_row, const GemmArgs& g) const {
+  const int32_t pieces = g.tile_step == 1 ? 1 : g.tiles;
+  const int32_t width = g.tiles / pieces * kTileN;
+  for (int32_t p = 0; p < pieces; ++p) {
+    const int32_t column = (g.tile + p * g.tile_step) * kTileN;
+    const int32_t count = std::min(width, a.w.n - column);
+    for (int32_t r = 0; r < g.rows; ++r) {
+      const float* from = g.out + r * g.out_stride + p * width;
+      float* y = a.y.get() + (first_row + r) * a.y_stride + column;
+      if (a.accumulate) {
+        for (int32_t c = 0; c < count; ++c) y[c] += from[c];
+      } else {
+        std::copy_n(from, count, y);
+      }
+    }
+  }
+}
+
 void LinearJob::gemm_task(void* context, int task, int worker) {
   const LinearJob& job = *static_cast<LinearJob*>(context);
   const auto [part_layer, chunk, first] = job.part_of(task);
@@ -168,22 +197,22 @@ void LinearJob::gemm_task(void* context, int task, int worker) {
   g.out = scratch.panel.get();
   g.out_stride = kGroupColumns;
   g.scratch = scratch.gemm.get();
-  for (g.tile = chunk; g.tile < end; g.tile += kGroupTiles) {
+  const int32_t groups = layer.streams ? (end - chunk) / kGroupTiles : 0;
+  g.tiles = kGroupTiles;
+  g.tile_step = std::max(1, groups);
+  for (int32_t i = 0; i < groups; ++i) {
+    g.tile = chunk + i;
+    g.next = i + 1 < groups ? tile_data(a.w, g.tile + 1) : after;
+    job.device->micro_->gemm(g);
+    job.store(a, first, g);
+  }
+  g.tile_step = 1;
+  for (g.tile = chunk + groups * kGroupTiles; g.tile < end; g.tile += kGroupTiles) {
     g.tiles = std::min(kGroupTiles, end - g.tile);
     const bool more = layer.long_tiles && g.tile + g.tiles < end;
     g.next = more ? tile_data(a.w, g.tile + g.tiles) : after;
     job.device->micro_->gemm(g);
-    const int32_t column = g.tile * kTileN;
-    const int32_t count = std::min(g.tiles * kTileN, a.w.n - column);
-    for (int32_t r = 0; r < g.rows; ++r) {
-      const float* from = g.out + r * g.out_stride;
-      float* y = a.y.get() + (first + r) * a.y_stride + column;
-      if (a.accumulate) {
-        for (int32_t c = 0; c < count; ++c) y[c] += from[c];
-      } else {
-        std::copy_n(from, count, y);
-      }
-    }
+    job.store(a, first, g);
   }
 }
 

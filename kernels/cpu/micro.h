@@ -54,6 +54,7 @@ struct TiledWeights {
 inline constexpr int kGroupTiles = 4;                   // tiles of one gemm call at most
 inline constexpr int kGroupColumns = 16 * kGroupTiles;  // output columns of one gemm call at most
 inline constexpr int kBlockK = 128;                     // block_k at most
+inline constexpr int kStreamRows = 4;                   // rows of a call with a tile_step, at most
 // Scratch of one gemm or panel call: a decoded block of kGroupTiles tiles as float32.
 inline constexpr size_t kGemmScratch = size_t{kGroupColumns} * kBlockK * sizeof(float);
 
@@ -63,7 +64,8 @@ inline constexpr size_t kGemmScratch = size_t{kGroupColumns} * kBlockK * sizeof(
 struct GemmArgs {
   TiledWeights w;
   int32_t tile = 0;
-  int32_t tiles = 0;  // 1..kGroupTiles
+  int32_t tiles = 0;      // 1..kGroupTiles
+  int32_t tile_step = 1;  // tile t of the call is tile + t * tile_step; see Micro::streams
   int32_t rows = 0;
   // [rows] pointers to k (rounded up to even, zero-padded) values, to ceil(k/32) I8Blocks or to
   // ceil(k/64) I16Blocks
@@ -139,6 +141,10 @@ struct Micro {
   // Device::weigh
   void (*weigh)(const float* x, int32_t count, float max, float scale, float* weights,
                 double* sums);
+  // Does gemm read kGroupTiles tiles of FP8 side by side for kStreamRows rows and fewer? Then each
+  // of them is best read on where it ended, call after call, so calls with FP8 weights, as few rows
+  // and kGroupTiles tiles may have a tile_step. Elsewhere that is 1.
+  bool streams = false;
 };
 
 // Never null. A set is defined where kernels/CMakeLists.txt compiles its file; elsewhere naming it

@@ -303,6 +303,7 @@ constexpr Micro kMicro = {
     simd::add_weighted<Avx512>,
     simd::reduce<Avx512>,
     simd::weigh<Avx512>,
+    kFetch == Fetch::kNextIntoL1,
 };
 
 }  // namespace

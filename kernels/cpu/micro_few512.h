@@ -24,13 +24,13 @@ inline __m512 dot(__m512 acc, __m512i w, uint32_t x) {
 template <class S>
 class Scales {
  public:
-  explicit Scales(const GemmArgs& a) : w_(a.w), tile_(a.tile) {
+  explicit Scales(const GemmArgs& a) : w_(a.w), tile_(a.tile), step_(a.tile_step) {
     if (w_.type != WeightType::kF8E4M3) return;
     blocks_per_column_ = w_.scale_k / w_.block_k;
     uniform_ = w_.scale_n % 16 == 0;
     if (!uniform_) return;
     for (int32_t t = 0; t < a.tiles; ++t) {
-      row_[t] = w_.scales + int64_t{(a.tile + t) * 16 / w_.scale_n} * w_.scale_columns;
+      row_[t] = w_.scales + int64_t{(a.tile + t * step_) * 16 / w_.scale_n} * w_.scale_columns;
     }
   }
   // Of tile `t` of the call and block `block`.
@@ -41,13 +41,13 @@ class Scales {
       return _mm512_set1_ps(row_[t][column]);
     }
     float scale[16];
-    simd::tile_scales<S>(w_, tile_ + t, block * w_.block_k, scale);
+    simd::tile_scales<S>(w_, tile_ + t * step_, block * w_.block_k, scale);
     return _mm512_loadu_ps(scale);
   }
 
  private:
   const TiledWeights& w_;
-  int32_t tile_;
+  int32_t tile_, step_;
   int32_t blocks_per_column_ = 1;
   bool uniform_ = false;
   const float* row_[kGroupTiles] = {};
@@ -115,14 +115,15 @@ template <class S, int kR, int kS, bool kF8>
 // Where a call's weights lie.
 template <class S>
 struct Streams {
-  const uint8_t* data;  // of the call's first tile
-  int64_t tile_bytes;
+  const uint8_t* data;         // of the call's first tile
+  int64_t tile_bytes, stride;  // of a tile, and from one of the call's to the next
   int32_t all_pairs, block_pairs;
   simd::Fp8Decoder<S> decoder;
   Scales<S> scales;
 
   Streams(const GemmArgs& a, int64_t pair_bytes)
       : tile_bytes((a.w.k + 1) / 2 * pair_bytes),
+        stride(tile_bytes * a.tile_step),
         all_pairs((a.w.k + 1) / 2),
         block_pairs(a.w.block_k / 2),
         scales(a) {
@@ -135,21 +136,19 @@ template <class S, int kR, int kS, bool kF8>
 [[gnu::noinline]] void direct_rows(const GemmArgs& a, const Streams<S>& in, int32_t tile,
                                    int32_t row) {
   constexpr int64_t kPairBytes = kF8 ? 32 : 64;
-  const uint8_t* w = in.data + tile * in.tile_bytes;
+  const uint8_t* w = in.data + tile * in.stride;
   const uint32_t* x[kR];
 #pragma GCC unroll 8
   for (int r = 0; r < kR; ++r) x[r] = static_cast<const uint32_t*>(a.x[row + r]);
   float* out = a.out + row * a.out_stride + 16 * tile;
-  const int64_t after =
-      tile + kS < a.tiles ? kS * in.tile_bytes : (a.next != nullptr ? a.next - w : 0);
+  const int64_t after = tile + kS < a.tiles ? kS * in.stride : (a.next != nullptr ? a.next - w : 0);
   for (int32_t begin = 0, block = 0; begin < in.all_pairs; begin += in.block_pairs, ++block) {
     const int32_t left = in.all_pairs - begin;
     const int32_t pairs = left < in.block_pairs ? left : in.block_pairs;
     // The next block of these tiles, or the first of the next ones.
     const int64_t ahead = left > pairs ? pairs * kPairBytes : after - begin * kPairBytes;
     __m512 acc[kR][kS];
-    direct_dot<S, kR, kS, kF8>(in.decoder, w + begin * kPairBytes, in.tile_bytes, pairs, ahead, x,
-                               acc);
+    direct_dot<S, kR, kS, kF8>(in.decoder, w + begin * kPairBytes, in.stride, pairs, ahead, x, acc);
 #pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
       const __m512 scale = in.scales.get(tile + s, block);
@@ -206,14 +205,14 @@ enum class Fetch { kFarIntoL2, kNextIntoL1 };
 template <int kN>
 struct Count {};
 
-// acc[r][s][b] = sum over `pairs` pairs of block b (block_pairs pairs apart) of tile s (tile_bytes
+// acc[r][s][b] = sum over `pairs` pairs of block b (block_pairs pairs apart) of tile s (stride
 // apart, from w) times row r. ahead[j]: where the jth of kB pieces of what is fetched meanwhile
 // begins, of each tile.
 template <class S, int kR, int kS, int kB, Fetch kFetch>
 [[gnu::always_inline]] inline void blocks_dot(const simd::Fp8Decoder<S>& decoder, const uint8_t* w,
-                                              int64_t tile_bytes, int32_t block_pairs,
-                                              int32_t pairs, const uint8_t* const* ahead,
-                                              const uint32_t* const* x, __m512 (*acc)[kS][kB]) {
+                                              int64_t stride, int32_t block_pairs, int32_t pairs,
+                                              const uint8_t* const* ahead, const uint32_t* const* x,
+                                              __m512 (*acc)[kS][kB]) {
 #pragma GCC unroll 4
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
@@ -240,9 +239,8 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
       for (int b = 0; b < kB; ++b, line += 64) {
 #pragma GCC unroll 4
         for (int s = 0; s < kS; ++s) {
-          _mm_prefetch(line + s * tile_bytes,
-                       kFetch == Fetch::kFarIntoL2 ? _MM_HINT_T1 : _MM_HINT_T0);
-          decoder.both(load64<S>(w + s * tile_bytes + (int64_t{b} * block_pairs + i) * 32), &w0[s],
+          _mm_prefetch(line + s * stride, kFetch == Fetch::kFarIntoL2 ? _MM_HINT_T1 : _MM_HINT_T0);
+          decoder.both(load64<S>(w + s * stride + (int64_t{b} * block_pairs + i) * 32), &w0[s],
                        &w1[s]);
         }
         add(w0, b, i);
@@ -255,8 +253,7 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
   for (int b = 0; b < kB; ++b) {
 #pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
-      decoder.both(load32<S>(w + s * tile_bytes + (int64_t{b} * block_pairs + i) * 32), &w0[s],
-                   &w1[s]);
+      decoder.both(load32<S>(w + s * stride + (int64_t{b} * block_pairs + i) * 32), &w0[s], &w1[s]);
     }
     add(w0, b, i);
   }
@@ -270,7 +267,7 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
                                    const uint8_t* next) {
   const int64_t block_bytes = int64_t{in.block_pairs} * 32;
   const int64_t fetched = kFetch == Fetch::kFarIntoL2 ? 8192 / kS : kB * block_bytes;
-  const uint8_t* w = in.data + tile * in.tile_bytes;
+  const uint8_t* w = in.data + tile * in.stride;
   const uint8_t* const end = w + in.tile_bytes;
   const uint32_t* x[kR];
   __m512 total[kR][kS];
@@ -289,7 +286,7 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
       ahead[b] = p < end ? p : next + (p - end);
     }
     __m512 acc[kR][kS][kN];
-    blocks_dot<S, kR, kS, kN, kFetch>(in.decoder, w, in.tile_bytes, in.block_pairs, pairs, ahead, x,
+    blocks_dot<S, kR, kS, kN, kFetch>(in.decoder, w, in.stride, in.block_pairs, pairs, ahead, x,
                                       acc);
 #pragma GCC unroll 2
     for (int b = 0; b < kN; ++b, ++block) {
@@ -325,8 +322,8 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
 template <class S, int kR, int kS, int kB, Fetch kFetch>
 int32_t stream_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
   for (; tile + kS <= a.tiles; tile += kS) {
-    const uint8_t* w = in.data + tile * in.tile_bytes;
-    const uint8_t* next = w + kS * in.tile_bytes;
+    const uint8_t* w = in.data + tile * in.stride;
+    const uint8_t* next = w + kS * in.stride;
     if (tile + kS >= a.tiles) next = a.next != nullptr ? a.next : w;  // which is there already
     stream_rows<S, kR, kS, kB, kFetch>(a, in, tile, next);
   }

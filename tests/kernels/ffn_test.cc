@@ -1,9 +1,11 @@
 // moe_ffn() of every kernel set against ref/.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/cpu_device.h"
 #include "tests/kernels/kernel_test.h"
 
 namespace dsv3::test {
@@ -276,5 +278,36 @@ TEST_CASE("moe_ffn: NaN stays in its row") {
     CHECK(std::isnan(got[3 * 64]));
   }
 }
+
+#if defined(__x86_64__)
+// Where it is large, few rows of FP8 take gate and up in tasks of eight tiles, read as four
+// streams.
+TEST_CASE("avx512bf16: the size of L1 changes how weights are read, and no bit") {
+  const auto sets = k::kernel_sets();
+  if (std::find(sets.begin(), sets.end(), "avx512bf16") == sets.end()) return;
+  Random random(61);
+  constexpr int32_t kHidden = 600, kWidth = 330, kExperts = 6;
+  std::vector<Expert> all;
+  for (int32_t e = 0; e < kExperts; ++e) {
+    all.push_back(random_expert(random, k::DType::kF8E4M3, kHidden, kWidth, 128));
+  }
+  all.push_back(random_expert(random, k::DType::kF8E4M3, kHidden, 2 * kWidth, 128));
+  for (const int32_t rows : {1, 2, 3, 5, 9, 40, 70}) {
+    const Plan plan = random_plan(random, rows, kHidden, kExperts, 3);
+    const auto x = random.vector(static_cast<size_t>(rows) * kHidden);
+    const auto y0 = random.vector(x.size());
+    std::vector<std::vector<float>> got;
+    for (const size_t l1_kib : {32, 48}) {
+      auto d = k::CpuDevice::create(k::micro_avx512bf16(l1_kib * 1024), 2, false);
+      REQUIRE(d.ok());
+      got.push_back(run(**d, plan, all, x, y0));
+    }
+    CAPTURE(rows);
+    CHECK(same_bits(got[1].data(), got[0].data(), x.size()));
+    check_rows("avx512bf16", got[1], run(*device("ref"), plan, all, x, y0), kHidden,
+               "L1 of 48 KiB");
+  }
+}
+#endif
 
 }  // namespace dsv3::test

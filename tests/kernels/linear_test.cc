@@ -341,12 +341,14 @@ TEST_CASE("linear: several layers in one call, with shared and with different in
 }
 
 #if defined(__x86_64__)
-TEST_CASE("avx512bf16: the size of L1 changes what is fetched ahead, and no bit") {
+// Where it is large, few rows of FP8 are read as several streams: of 650 outputs a task takes eight
+// tiles, two for each.
+TEST_CASE("avx512bf16: the size of L1 changes how weights are read, and no bit") {
   const auto sets = k::kernel_sets();
   if (std::find(sets.begin(), sets.end(), "avx512bf16") == sets.end()) return;
   Random random(12);
   for (const k::DType dtype : {k::DType::kBF16, k::DType::kF8E4M3}) {
-    for (const auto& [n, inner] : {std::pair(64, 128), {200, 1000}, {150, 2048}, {16, 64}}) {
+    for (const auto& [n, inner] : {std::pair(64, 128), {200, 1000}, {650, 600}, {16, 64}}) {
       const TestMatrix w = random_matrix(random, {dtype, n, inner});
       for (const int32_t rows : {1, 2, 3, 4, 5, 16, 17, 24, 33, 200}) {
         const Case c{{dtype, n, inner}, rows};
@@ -354,7 +356,7 @@ TEST_CASE("avx512bf16: the size of L1 changes what is fetched ahead, and no bit"
         const std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(n));
         std::vector<std::vector<float>> got;
         for (const size_t l1_kib : {0, 32, 48}) {
-          auto d = k::CpuDevice::create(k::micro_avx512bf16(l1_kib * 1024), 2, false);
+          auto d = k::CpuDevice::create(k::micro_avx512bf16(l1_kib * 1024), 1, false);
           REQUIRE(d.ok());
           got.push_back(run(**d, c, w, x, y));
         }
