@@ -164,10 +164,12 @@ void CpuDevice::for_each_buffer(Self& self, const Limits& l, Visit visit) {
 
 template <class Scratch, class Visit>
 void CpuDevice::for_each_buffer_of(Scratch& w, const Limits& l, Activation native, Visit visit) {
-  const size_t cells = static_cast<size_t>(l.rows) * static_cast<size_t>(l.ffn_slots);
+  const auto slots = static_cast<size_t>(l.ffn_slots);
+  const size_t cells = static_cast<size_t>(l.rows) * slots;
   visit(w.gemm, kGemmScratch);
   visit(w.panel, size_t{2} * kPanelRows * kGroupColumns);
-  visit(w.ffn_cells, cells * kGroupColumns);
+  visit(w.ffn_cells,
+        std::max(cells, kDownCalls * std::min(cells, kSpreadRows * slots)) * kGroupColumns);
   visit(w.slot_parts, static_cast<size_t>(l.ffn_slots));
   visit(w.slot_weights, static_cast<size_t>(l.ffn_slots));
   visit(w.attention, attention_scratch_bytes(l.mla, native));

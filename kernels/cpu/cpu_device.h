@@ -56,7 +56,7 @@ class CpuDevice final : public HostDevice {
   struct WorkerScratch {
     HostBuffer<std::byte> gemm;           // kGemmScratch: weights of one block, widened
     HostBuffer<float> panel;              // [2][kPanelRows][kGroupColumns]: results of one gemm
-    HostBuffer<float> ffn_cells;          // [rows * slots][kGroupColumns]: down projections
+    HostBuffer<float> ffn_cells;          // [calls][rows * slots][kGroupColumns]: down projections
     HostBuffer<const float*> slot_parts;  // [slots]
     HostBuffer<float> slot_weights;       // [slots]
     HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
@@ -110,6 +110,10 @@ class CpuDevice final : public HostDevice {
 
 // Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.
 inline constexpr int kPanelRows = 192;
+// Feed-forward networks of so many rows wait for memory: shared experts are spread among the
+// others, and a task of the down projections may take several calls of gemm.
+inline constexpr int32_t kSpreadRows = 64;
+inline constexpr int32_t kDownCalls = 2;
 
 inline int64_t tiles_of(int64_t n) { return (n + kTileN - 1) / kTileN; }
 inline int32_t even(int32_t k) { return (k + 1) & ~1; }

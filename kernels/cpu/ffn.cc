@@ -17,6 +17,9 @@ struct FfnJob {
   int32_t shared_tasks = 0;  // of phase 1, when they are spread among the others
   bool long_tiles = false;   // gemm is told what comes next
   bool runs = false;         // few rows take a task of phase 1 in one run, see activate_run()
+  int32_t down_calls =
+      1;              // of gemm for a task of phase 2, whose streams go on from one to the next
+  int32_t cells = 0;  // results of phase 2, for each of these calls
 
   static void up_task(void* context, int position, int worker);
   static void down_task(void* context, int task, int worker);
@@ -34,11 +37,10 @@ struct FfnJob {
   void activate_run(const UpPart& part, int32_t tiles, const uint8_t* next, int worker) const;
   void keep_hidden(const UpPart& part, int32_t row, int32_t column, int32_t count,
                    const float* values) const;
-  void sum_slots(int32_t column, int32_t count, int worker) const;
+  void sum_slots(int32_t column, int32_t count, int64_t at, int worker) const;
   // The shared experts are the last group and have every row: in a step of some rows they wait for
   // arithmetic, the others for memory, so they are spread among them. In a step of many rows
   // everything waits for arithmetic, and they go first, so that the last tasks are short.
-  static constexpr int32_t kSpreadRows = 64;
   bool spreads() const { return args->groups.size() > 1 && args->rows <= kSpreadRows; }
   int32_t up_task_at(int32_t position) const;
   // Every other task of phase 2 begins with the shared experts.
@@ -204,7 +206,8 @@ void FfnJob::up_task(void* context, int position, int worker) {
   }
 }
 
-void FfnJob::sum_slots(int32_t column, int32_t count, int worker) const {
+// at: where the first cell's values of these columns lie.
+void FfnJob::sum_slots(int32_t column, int32_t count, int64_t at, int worker) const {
   auto& scratch = device->workers_[static_cast<size_t>(worker)];
   const float** parts = scratch.slot_parts.get();
   float* weights = scratch.slot_weights.get();
@@ -213,7 +216,7 @@ void FfnJob::sum_slots(int32_t column, int32_t count, int worker) const {
     for (int64_t s = 0; s < args->slots; ++s) {
       const int32_t cell = device->ffn_cell_[static_cast<size_t>(t * args->slots + s)];
       if (cell < 0) continue;
-      parts[used] = scratch.ffn_cells.get() + int64_t{cell} * kGroupColumns;
+      parts[used] = scratch.ffn_cells.get() + at + int64_t{cell} * kGroupColumns;
       weights[used++] = args->slot_weights[t * args->slots + s];
     }
     if (used == 0) continue;
@@ -241,18 +244,29 @@ void FfnJob::down_task(void* context, int task, int worker) {
     const uint8_t* next = nullptr;
     if (job.long_tiles && then_tile < tiles)
       next = tile_data(job.args->groups[then].weights->down, then_tile);
-    for (int32_t first = 0; first < group.count; first += kPanelRows) {
-      GemmArgs g = job.gemm_args(group.weights->down, job.device->ffn_hidden_.get() + cell + first,
-                                 std::min(kPanelRows, group.count - first), worker);
-      g.tile = tile;
-      g.tiles = tile_count;
-      g.next = next;
-      g.out = scratch.ffn_cells.get() + int64_t{cell + first} * kGroupColumns;
-      job.device->micro_->gemm(g);
+    for (int32_t call = 0; call < job.down_calls; ++call) {
+      for (int32_t first = 0; first < group.count; first += kPanelRows) {
+        GemmArgs g =
+            job.gemm_args(group.weights->down, job.device->ffn_hidden_.get() + cell + first,
+                          std::min(kPanelRows, group.count - first), worker);
+        g.tile = tile + call;
+        g.tiles = tile_count / job.down_calls;
+        g.tile_step = job.down_calls;
+        g.next = call + 1 < job.down_calls ? tile_data(group.weights->down, g.tile + 1) : next;
+        g.out = scratch.ffn_cells.get() + int64_t{call * job.cells + cell + first} * kGroupColumns;
+        job.device->micro_->gemm(g);
+      }
     }
   }
-  const int32_t column = tile * kTileN;
-  job.sum_slots(column, std::min(tile_count * kTileN, job.args->hidden - column), worker);
+  const auto sum = [&](int32_t first, int32_t count, int64_t at) {
+    const int32_t column = first * kTileN;
+    job.sum_slots(column, std::min(count * kTileN, job.args->hidden - column), at, worker);
+  };
+  if (job.down_calls == 1) return sum(tile, tile_count, 0);
+  for (int32_t i = 0; i < tile_count; ++i) {  // tile t of call c
+    const int32_t c = i % job.down_calls, t = i / job.down_calls;
+    sum(tile + i, 1, int64_t{c} * job.cells * kGroupColumns + t * kTileN);
+  }
 }
 
 void CpuDevice::moe_ffn(const FfnArgs& args) {
@@ -301,11 +315,18 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   std::fill_n(ffn_cell_.get(), int64_t{args.rows} * args.slots, -1);
   // Small experts are cut finer so that every thread has work in both phases.
   const int64_t threads_wanted = int64_t{2} * threads();
-  job.runs = least_up_tiles == 1 && args.rows <= FfnJob::kSpreadRows &&
+  job.runs = least_up_tiles == 1 && args.rows <= kSpreadRows &&
              std::all_of(args.groups.begin(), args.groups.end(), [&](const FfnGroup& g) {
                return streams(*micro_, g.weights->gate, 1) && streams(*micro_, g.weights->up, 1);
              });
   if (job.runs) job.up_tiles = kRunTiles;
+  if (job.runs && tiles_of(args.hidden) % (kDownCalls * kGroupTiles) == 0 &&
+      tiles_of(args.hidden) / (kDownCalls * kGroupTiles) >= threads_wanted &&
+      std::all_of(args.groups.begin(), args.groups.end(),
+                  [&](const FfnGroup& g) { return streams(*micro_, g.weights->down, 1); })) {
+    job.down_calls = kDownCalls;
+    job.down_tiles = kDownCalls * kGroupTiles;
+  }
   while (job.up_tiles > least_up_tiles && width_tiles / job.up_tiles < threads_wanted)
     job.up_tiles /= 2;
   while (job.down_tiles > 1 && tiles_of(args.hidden) / job.down_tiles < threads_wanted) {
@@ -332,6 +353,7 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
     task += (tiles + job.up_tiles - 1) / job.up_tiles * panels_of(group.count);
   }
   ffn_first_task_[args.groups.size()] = task;
+  job.cells = cell;
   if (job.spreads()) job.shared_tasks = task - ffn_first_task_[args.groups.size() - 1];
   const auto down_tasks =
       static_cast<int>((tiles_of(args.hidden) + job.down_tiles - 1) / job.down_tiles);

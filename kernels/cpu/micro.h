@@ -54,7 +54,7 @@ struct TiledWeights {
 inline constexpr int kGroupTiles = 4;                   // tiles of one gemm call at most
 inline constexpr int kGroupColumns = 16 * kGroupTiles;  // output columns of one gemm call at most
 inline constexpr int kBlockK = 128;                     // block_k at most
-inline constexpr int kStreamRows = 4;                   // rows of a call with a tile_step, at most
+inline constexpr int kStreamRows = 4;                   // see Micro::streams
 // Scratch of one gemm or panel call: a decoded block of kGroupTiles tiles as float32.
 inline constexpr size_t kGemmScratch = size_t{kGroupColumns} * kBlockK * sizeof(float);
 
@@ -142,8 +142,8 @@ struct Micro {
   void (*weigh)(const float* x, int32_t count, float max, float scale, float* weights,
                 double* sums);
   // Does gemm read kGroupTiles tiles of FP8 side by side for kStreamRows rows and fewer? Then each
-  // of them is best read on where it ended, call after call, so calls with FP8 weights, as few rows
-  // and kGroupTiles tiles may have a tile_step. Elsewhere that is 1.
+  // of them is best read on where it ended, call after call, so calls with FP8 weights may have a
+  // tile_step. Elsewhere that is 1.
   bool streams = false;
 };
 

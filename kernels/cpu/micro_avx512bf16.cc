@@ -182,7 +182,7 @@ void gemm_many(const GemmArgs& a) {
     const int32_t left = all_pairs - begin;
     const int32_t pairs = left < block_pairs ? left : block_pairs;
     const uint8_t* w = first + begin * pair_bytes;
-    int64_t tile_stride = all_pairs * pair_bytes;
+    int64_t tile_stride = all_pairs * pair_bytes * a.tile_step;
     // The next block of these tiles, or the first of the next ones.
     Ahead ahead{left > pairs ? w + pairs * pair_bytes : a.next, tile_stride, f8 ? 2 : 1};
     if (f8) {

@@ -286,7 +286,7 @@ TEST_CASE("avx512bf16: the size of L1 changes how weights are read, and no bit")
   const auto sets = k::kernel_sets();
   if (std::find(sets.begin(), sets.end(), "avx512bf16") == sets.end()) return;
   Random random(61);
-  constexpr int32_t kHidden = 600, kWidth = 330, kExperts = 6;
+  constexpr int32_t kHidden = 640, kWidth = 600, kExperts = 6;
   std::vector<Expert> all;
   for (int32_t e = 0; e < kExperts; ++e) {
     all.push_back(random_expert(random, k::DType::kF8E4M3, kHidden, kWidth, 128));
