@@ -159,7 +159,6 @@ void CpuDevice::for_each_buffer(Self& self, const Limits& l, Visit visit) {
   visit(self.attention_first_part_, shared + 1);
   visit(self.attention_parts_, kSplitParts * attention_part_floats(l.mla));
   visit(self.route_logits_, rows * padded(l.experts));
-  visit(self.route_scratch_, 2 * padded(l.experts));
 }
 
 template <class Scratch, class Visit>
@@ -175,6 +174,7 @@ void CpuDevice::for_each_buffer_of(Scratch& w, const Limits& l, Activation nativ
   visit(w.attention, attention_scratch_bytes(l.mla, native));
   visit(w.expanded, l.expand ? expanded_scratch_bytes(l.mla, native, l.rows) : 0);
   visit(w.latent, padded(l.mla.latent_dim()));
+  visit(w.route, 2 * padded(l.experts));
 }
 
 void CpuDevice::run(std::span<const Pool::Phase> phases, double ns) {

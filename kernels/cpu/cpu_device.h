@@ -62,6 +62,7 @@ class CpuDevice final : public HostDevice {
     HostBuffer<std::byte> attention;      // see AttentionScratch in attention.cc
     HostBuffer<std::byte> expanded;       // see ExpandedScratch in attention_expanded.cc
     HostBuffer<float> latent;             // [latent_dim] of one row, and its padding
+    HostBuffer<float> route;              // [2 * experts]
   };
 
   explicit CpuDevice(const Micro* micro) : micro_(micro) {}
@@ -105,7 +106,6 @@ class CpuDevice final : public HostDevice {
   HostBuffer<int32_t> attention_first_part_;  // [kSharedRows + 1] splits of the rows before
   HostBuffer<float> attention_parts_;         // [kSplitParts]
   HostBuffer<float> route_logits_;            // [rows, experts]
-  HostBuffer<float> route_scratch_;           // [2 * experts]
 };
 
 // Rows of one gemm call at most: their results stay in L1 and L2 while the weights pass by.

@@ -115,6 +115,11 @@ void CpuDevice::rope_append(const RopeAppendArgs& args) {
 }
 
 struct RouteJob {
+  // Of one task at most: 2,048 rows are shared out evenly. Fewer would widen the weights too often.
+  static constexpr int32_t kRows = 96;
+  // With fewer, choosing the experts on several threads costs what it gains.
+  static constexpr int32_t kManyRows = 64;
+
   CpuDevice* device;
   const RouteArgs* args;
   TiledWeights gate;
@@ -124,12 +129,12 @@ struct RouteJob {
   static void scores(void* context, int task, int worker) {
     const RouteJob& job = *static_cast<RouteJob*>(context);
     auto& scratch = job.device->workers_[static_cast<size_t>(worker)];
-    const int32_t first = task % job.panels * kPanelRows;
+    const int32_t first = task % job.panels * kRows;
     GemmArgs g;
     g.w = job.gate;
     g.tile = task / job.panels * kGroupTiles;
     g.tiles = static_cast<int32_t>(std::min<int64_t>(kGroupTiles, tiles_of(g.w.n) - g.tile));
-    g.rows = std::min(kPanelRows, job.args->rows - first);
+    g.rows = std::min(kRows, job.args->rows - first);
     g.x = job.device->packed_rows_.get() + first;
     g.out = scratch.panel.get();
     g.out_stride = kGroupColumns;
@@ -145,7 +150,7 @@ struct RouteJob {
 };
 
 void CpuDevice::route(const RouteArgs& args) {
-  RouteJob job{this, &args, tiled(args.gate), (args.rows + kPanelRows - 1) / kPanelRows};
+  RouteJob job{this, &args, tiled(args.gate), (args.rows + RouteJob::kRows - 1) / RouteJob::kRows};
   const int32_t k = args.gate.k;
   for (int32_t r = 0; r < args.rows; ++r) {
     const float* x = args.x.get() + int64_t{r} * k;
@@ -158,10 +163,13 @@ void CpuDevice::route(const RouteArgs& args) {
   const auto groups = static_cast<int>((tiles_of(args.gate.n) + kGroupTiles - 1) / kGroupTiles);
   const Pool::Phase phase{RouteJob::scores, &job, groups * job.panels};
   run({&phase, 1}, gemm_ns(args.gate, 4 * args.rows));
-  for (int64_t r = 0; r < args.rows; ++r) {
-    route_row(args, route_logits_.get() + r * args.gate.n, route_scratch_.get(),
-              args.expert_ids + r * args.top_k, args.expert_weights + r * args.top_k);
-  }
+  const double row_ns = args.rows < RouteJob::kManyRows ? 0 : 15.0 * args.gate.n;
+  for_rows(args.rows, row_ns, [&](int32_t r, int worker) {
+    route_row(args, route_logits_.get() + int64_t{r} * args.gate.n,
+              workers_[static_cast<size_t>(worker)].route.get(),
+              args.expert_ids + int64_t{r} * args.top_k,
+              args.expert_weights + int64_t{r} * args.top_k);
+  });
 }
 
 void CpuDevice::add(Dev<float> y, Dev<const float> x, size_t count) {

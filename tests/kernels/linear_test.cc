@@ -349,9 +349,9 @@ TEST_CASE("avx512bf16: the size of L1 changes how weights are read, and no bit")
   Random random(12);
   for (const k::DType dtype : {k::DType::kBF16, k::DType::kF8E4M3}) {
     for (const auto& [n, inner] : {std::pair(64, 128), {200, 1000}, {650, 600}, {16, 64}}) {
-      const TestMatrix w = random_matrix(random, {dtype, n, inner});
+      const TestMatrix w = random_matrix(random, {dtype, n, inner, 32, 128});
       for (const int32_t rows : {1, 2, 3, 4, 5, 16, 17, 24, 33, 200}) {
-        const Case c{{dtype, n, inner}, rows};
+        const Case c{{dtype, n, inner, 32, 128}, rows};
         const auto x = random.vector(static_cast<size_t>(rows) * static_cast<size_t>(inner));
         const std::vector<float> y(static_cast<size_t>(rows) * static_cast<size_t>(n));
         std::vector<std::vector<float>> got;

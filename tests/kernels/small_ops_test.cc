@@ -131,7 +131,7 @@ TEST_CASE("rms_norm: against double precision, in place, non-finite rows stay ap
 
 TEST_CASE("route: every variant against the formulas") {
   Random random(42);
-  const int32_t experts = 24, hidden = 65, rows = 40;
+  const int32_t experts = 24, hidden = 65, rows = 100;
   const TestMatrix gate = random_matrix(random, {k::DType::kBF16, experts, hidden});
   const auto bias = random.vector(experts, 0.3f);
   const auto x = random.vector(static_cast<size_t>(rows * hidden), 0.3f);
@@ -140,7 +140,7 @@ TEST_CASE("route: every variant against the formulas") {
          {k::GroupScore::kNone, k::GroupScore::kMax, k::GroupScore::kTop2Sum}) {
       for (const bool normalise : {false, true}) {
         for (const std::string& set : k::kernel_sets()) {
-          auto d = device(set, 2);
+          auto d = device(set, 3);
           REQUIRE(d->reserve(small_limits(rows, hidden, 0, experts)).ok());
           std::vector<int32_t> ids(rows * 5);
           std::vector<float> weights(rows * 5);
