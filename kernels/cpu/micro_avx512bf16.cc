@@ -257,8 +257,16 @@ inline void panel_tiles(const PanelArgs& a, int32_t row) {
 }
 
 void panel(const PanelArgs& a) {
-  if (a.columns <= 32) return panel_tiles<kPanelRows, 2>(a, 0);
-  panel_tiles<kPanelRows, 4>(a, 0);
+  switch ((a.columns + 15) / 16) {
+    case 1:
+      return panel_tiles<kPanelRows, 1>(a, 0);
+    case 2:
+      return panel_tiles<kPanelRows, 2>(a, 0);
+    case 3:
+      return panel_tiles<kPanelRows, 3>(a, 0);
+    default:
+      return panel_tiles<kPanelRows, 4>(a, 0);
+  }
 }
 
 void pack(Activation type, const float* x, int32_t k, int32_t padded, void* out) {

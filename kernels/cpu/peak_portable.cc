@@ -12,7 +12,7 @@ struct Words {
 template <class T, int kLanes>
 double multiply_adds(int64_t rounds) {
   T sums[kLanes] = {};
-  volatile T source = static_cast<T>(0.5f + static_cast<float>(sizeof(T) < 4));
+  volatile T source = 1;
   const T a = source, b = source;
   for (int64_t i = 0; i < rounds; ++i) {
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] = static_cast<T>(sums[lane] * a + b);
