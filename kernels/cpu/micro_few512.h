@@ -337,10 +337,11 @@ template <class S, Fetch kFetch, int kR = 1>
 void stream(const GemmArgs& a, const Streams<S>& in) {
   if (a.rows == kR) {
     int32_t tile = 0;
+    constexpr int kShortTiles = kR <= 2 ? 4 : 2;
     if constexpr (kFetch == Fetch::kNextIntoL1) {
       tile = stream_tiles<S, kR, 4, 1, kFetch>(a, in, tile);
     } else if (in.tile_bytes < kLongTile) {
-      tile = stream_tiles < S, kR, kR <= 2 ? 4 : 2, 2, kFetch > (a, in, tile);
+      tile = stream_tiles<S, kR, kShortTiles, 2, kFetch>(a, in, tile);
     } else if (kR == 4) {  // bound by loading their inputs, which two tiles share
       tile = stream_tiles<S, kR, 2, 2, kFetch>(a, in, tile);
     }

@@ -103,7 +103,6 @@ struct ArmFeatures {
   bool dot = false, bf16 = false;
 };
 ArmFeatures arm_features();
-
 // The first data cache of a CPU; 0 where the system does not say.
 size_t l1_data_bytes();
 // Memory of the machine or of the cgroup, in bytes; 0 when unknown.
