@@ -95,6 +95,10 @@ void HostDevice::unbind(Dev<const std::byte>) {}
 
 Status HostDevice::synchronize() { return ok_status(); }
 
+void HostDevice::run_on_threads(void (*body)(void*, int, int), void* context, int tasks) {
+  for (int task = 0; task < tasks; ++task) body(context, task, 0);
+}
+
 void route_row(const RouteArgs& args, float* logits, float* scratch, int32_t* ids, float* weights) {
   const int32_t experts = args.gate.n;
   float* choice = scratch;

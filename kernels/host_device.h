@@ -16,6 +16,7 @@ class HostDevice : public Device {
   Dev<const std::byte> bind(const void* host, size_t bytes) override;
   void unbind(Dev<const std::byte> p) override;
   Status synchronize() override;
+  void run_on_threads(void (*body)(void*, int, int), void* context, int tasks) override;
 };
 
 // The experts of one row, best first, and their weights: the part of route() after the scores'

@@ -348,6 +348,13 @@ class Device {
   // in host memory; no other thread is asked to help.
   virtual void weigh(std::span<const float> logits, float max, float scale, float* weights,
                      double* sums) = 0;
+
+  // No operation of a model: what measures the machine (machine.h) does so with the very threads
+  // that the operations run on. Calls body(context, task, worker) once for each task of [0, tasks),
+  // worker in [0, threads()), on all threads of a host device, even those that rest because the
+  // machine is busy; returns when all are done.
+  virtual void run_on_threads(void (*body)(void* context, int task, int worker), void* context,
+                              int tasks) = 0;
 };
 
 struct DeviceOptions {

@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "kernels/cpu/peak.h"
-#include "kernels/cpu/pool.h"
 #include "runtime/base/alloc.h"
 #include "runtime/base/os.h"
 
@@ -77,16 +76,14 @@ double median(std::vector<double> values) {
 }
 
 struct MachineProbe::Impl {
-  const char* kernels = "";
-  std::unique_ptr<Pool> pool;
+  Device* device = nullptr;
   HostBuffer<uint8_t> buffer;  // where it has memory of its own
   Job job;
 
   double seconds(void (*body)(void*, int, int), int tasks) {
-    const Pool::Phase phase{body, &job, tasks};
     job.operations = 0;
     const int64_t begin = monotonic_ns();
-    pool->run({&phase, 1});
+    device->run_on_threads(body, &job, tasks);
     return static_cast<double>(monotonic_ns() - begin) * 1e-9;
   }
   double read_rate() {
@@ -98,7 +95,7 @@ struct MachineProbe::Impl {
   // Four tasks a thread: one that was descheduled for a moment does not set the figure alone.
   double dot_rate(double (*dot)(int64_t)) {
     job.dot = dot;
-    const double time = seconds(compute, 4 * pool->threads());
+    const double time = seconds(compute, 4 * device->threads());
     return static_cast<double>(job.operations.load()) / time;
   }
   template <class Rate>
@@ -112,11 +109,10 @@ struct MachineProbe::Impl {
 MachineProbe::MachineProbe(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 MachineProbe::~MachineProbe() = default;
 
-Result<std::unique_ptr<MachineProbe>> MachineProbe::create(const Device* device,
+Result<std::unique_ptr<MachineProbe>> MachineProbe::create(Device* device,
                                                            std::span<const uint8_t> memory) {
   auto impl = std::make_unique<Impl>();
-  DSV3_ASSIGN(impl->pool, Pool::create(device->threads(), false));
-  impl->kernels = device->name();
+  impl->device = device;
   impl->job.peak = peak_of(device->name());
   impl->job.bytes = memory.size();
   if (memory.size() >= kMemoryBytes) impl->job.data = memory.data();
@@ -154,7 +150,7 @@ MachineLimits MachineProbe::measure() {
     }
   }
   job.streams = best;
-  const int threads = impl_->pool->threads();
+  const int threads = impl_->device->threads();
   limits.cache_bytes_per_second =
       static_cast<double>(threads) * kCacheBytes * kCachePasses /
       Impl::median_of([&] { return impl_->seconds(read_cache, threads); });

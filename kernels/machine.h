@@ -22,14 +22,16 @@ struct MachineLimits {
   double int8_ops_per_second = 0;
 };
 
-// Measures the limits with as many threads as a device has.
+// Measures the limits with the threads of a device, which must outlive the probe and be used by one
+// thread at a time, the probe's passes among its operations: with threads of the probe's own each
+// side would delay the other's, which look out for work for a while after they had some.
 class MachineProbe {
  public:
   // Reads are measured on `memory` where it is 512 MiB or more, each pass on pieces from all over
   // it: on a machine with several memory nodes what one stretch delivers says little of another.
   // Otherwise on 512 MiB of its own, in huge pages where the system gives them, or less: 64 MiB at
   // the least, or it is kOutOfMemory.
-  static Result<std::unique_ptr<MachineProbe>> create(const Device* device,
+  static Result<std::unique_ptr<MachineProbe>> create(Device* device,
                                                       std::span<const uint8_t> memory = {});
   ~MachineProbe();
 

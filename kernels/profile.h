@@ -63,6 +63,9 @@ class ProfilingDevice final : public Device {
                      RowStats* stats) override;
   void weigh(std::span<const float> logits, float max, float scale, float* weights,
              double* sums) override;
+  void run_on_threads(void (*body)(void*, int, int), void* context, int tasks) override {
+    inner_->run_on_threads(body, context, tasks);
+  }
 
  private:
   // Operations are told apart by numbers; names are made when somebody asks.

@@ -177,6 +177,10 @@ void CpuDevice::for_each_buffer_of(Scratch& w, const Limits& l, Activation nativ
   visit(w.route, 2 * padded(l.experts));
 }
 
+void CpuDevice::run_on_threads(void (*body)(void*, int, int), void* context, int tasks) {
+  pool_->run_on_all({body, context, tasks});
+}
+
 void CpuDevice::run(std::span<const Pool::Phase> phases, double ns) {
   if (ns >= kParallelNs) return pool_->run(phases);
   for (const Pool::Phase& phase : phases) {

@@ -44,6 +44,7 @@ class CpuDevice final : public HostDevice {
                      RowStats* stats) override;
   void weigh(std::span<const float> logits, float max, float scale, float* weights,
              double* sums) override;
+  void run_on_threads(void (*body)(void*, int, int), void* context, int tasks) override;
 
  private:
   friend struct LinearJob;

@@ -183,25 +183,35 @@ void Pool::judge_wait(int64_t begin) {
   }
   if (most == 0) return;
   throttle_.lose(now, std::min(most, now - begin));
-  set_limit();
+  set_limit(throttle_.limit());
 }
 
-void Pool::set_limit() {
-  if (limit_.load(std::memory_order_relaxed) == throttle_.limit()) return;
-  limit_.store(throttle_.limit(), std::memory_order_relaxed);
+void Pool::set_limit(int limit) {
+  if (limit_.load(std::memory_order_relaxed) == limit) return;
+  limit_.store(limit, std::memory_order_relaxed);
   limit_.notify_all();
 }
 
 void Pool::run(std::span<const Phase> phases) {
+  if (throttle_.is_resting()) {
+    throttle_.advance(times_.now());
+    set_limit(throttle_.limit());
+  }
+  run_with(throttle_.limit(), phases);
+}
+
+void Pool::run_on_all(const Phase& phase) {
+  set_limit(threads());  // run() sets it again when some should rest
+  run_with(threads(), {&phase, 1});
+}
+
+// With the workers below `limit`, which is limit_.
+void Pool::run_with(int limit, std::span<const Phase> phases) {
   assert(phases.size() <= kMaxPhases);
   int most_tasks = 0;
   for (const Phase& phase : phases)
     most_tasks = phase.tasks > most_tasks ? phase.tasks : most_tasks;
-  if (throttle_.is_resting()) {
-    throttle_.advance(times_.now());
-    set_limit();
-  }
-  if (throttle_.limit() == 1 || most_tasks <= 1) {
+  if (limit == 1 || most_tasks <= 1) {
     for (const Phase& phase : phases) {
       for (int task = 0; task < phase.tasks; ++task) phase.run(phase.context, task, 0);
     }

@@ -57,6 +57,8 @@ class Pool {
   int threads_in_use() const { return throttle_.limit(); }
   // Returns when all tasks of all phases are done. Allocates nothing.
   void run(std::span<const Phase> phases);
+  // The same for one phase, with every thread however busy the machine is.
+  void run_on_all(const Phase& phase);
 
  private:
   struct alignas(kCacheLine) Worker {
@@ -84,7 +86,8 @@ class Pool {
   template <class Ready>
   void note_starved(const Ready& ready);
   void judge_wait(int64_t begin);
-  void set_limit();
+  void set_limit(int limit);
+  void run_with(int limit, std::span<const Phase> phases);
 
   const PoolTimes times_;
   std::vector<Worker> worker_args_;

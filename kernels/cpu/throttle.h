@@ -5,6 +5,10 @@
 // control of congestion: when too much time is lost, a part of the threads (of two: one) rests for
 // a while; then they are tried again, and rest twice as long when that was too early.
 //
+// How much is too much: a rest costs the share of the threads that rest. Half as much may be lost:
+// of two threads a quarter of the time, of four or more an eighth. (Only the workers' stalls are
+// known; those of the calling thread are about as long.)
+//
 // Knows no clock: times are what the caller says, in nanoseconds.
 #pragma once
 
@@ -14,12 +18,13 @@ namespace dsv3::kernels {
 
 class Throttle {
  public:
-  // The share of the time that may be lost, 1 / kShare, and how much beyond that at once: a single
-  // stall on a quiet machine changes nothing.
-  static constexpr int64_t kShare = 16;
-  static constexpr int64_t kTolerated = 3'000'000;
+  // How much may be lost beyond the share at once: two slices of time as systems give them to
+  // programs, up to 4 ms each. Stalls now and then on a quiet machine change nothing.
+  static constexpr int64_t kTolerated = 8'000'000;
   static constexpr int64_t kShortestRest = 50'000'000;
   static constexpr int64_t kLongestRest = 800'000'000;
+  // After so many times its length without another a rest is forgotten: the next one is short.
+  static constexpr int64_t kMemory = 16;
 
   explicit Throttle(int threads) : threads_(threads), limit_(threads) {}
 
@@ -32,6 +37,9 @@ class Throttle {
   void lose(int64_t now, int64_t lost);
 
  private:
+  int next_to_rest() const;  // how many threads are next
+  int64_t share() const;     // one part in so many of the time may be lost
+
   int threads_;
   int limit_;
   int64_t lost_ = 0;      // beyond the share, at last_

@@ -334,6 +334,7 @@ void touched_line(const Bench& b, int count) {
     watch.join();
     all += at.steps - before;
     limits.push_back((*probe)->read_pass());
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // till the probe's threads sleep
   }
   const double limit = dsv3::kernels::median(limits);
   const auto moe = static_cast<double>(b.model->model->config().num_hidden_layers -

@@ -121,8 +121,8 @@ struct Rested {
     if (worker == 0) return;
     static_cast<Rested*>(self)->wait([] { return asked.load(); });
     if (task != 0 && task != 1) return;  // one of the two is a worker's
-    invented_now += 4 * kMs;
-    invented_starved += 4 * kMs;
+    invented_now += 2 * kernels::Throttle::kTolerated;
+    invented_starved += 2 * kernels::Throttle::kTolerated;
   }
 
   void begin() {
@@ -147,6 +147,21 @@ struct Rested {
     begin();
     const Pool::Phase phase{meet, this, limit + 100};
     pool->run({&phase, 1});
+    check_tasks();
+    check_results();
+  }
+  // So do all in a job for every thread, which changes nothing for the next one.
+  void check_all() {
+    begin();
+    const int in_use = limit;
+    limit = pool->threads();
+    pool->run_on_all({meet, this, limit + 100});
+    check_tasks();
+    limit = in_use;
+    CHECK(pool->threads_in_use() == in_use);
+    check();
+  }
+  void check_tasks() {
     REQUIRE_FALSE(late);
     int sum = 0;
     for (int worker = 0; worker < pool->threads(); ++worker) {
@@ -157,7 +172,6 @@ struct Rested {
       sum += n;
     }
     CHECK(sum == limit + 100);
-    check_results();
   }
   void check_results() const {
     Job job{std::vector<int>(30), std::vector<int>(30), std::vector<int>(kMostThreads), 0};
@@ -329,6 +343,7 @@ TEST_CASE("pool: workers above the limit run nothing, and work again when it ris
         limit -= std::max(1, limit / 4);
         REQUIRE(rested.pool->threads_in_use() == limit);
         rested.check();
+        rested.check_all();
         rested.check_sleep();
       }
       while (limit < threads) {

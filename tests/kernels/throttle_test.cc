@@ -48,13 +48,29 @@ TEST_CASE("throttle: what happens now and then on a quiet machine changes nothin
   CHECK_FALSE(machine.throttle.is_resting());
 }
 
+TEST_CASE("throttle: nobody rests where that would cost more than the stalls do") {
+  // A slice of 4 ms in 26 is less than one thread of two or three would be worth, more than
+  // one of four.
+  for (const int threads : {2, 3, 4, 8, 64}) {
+    CAPTURE(threads);
+    Machine machine(threads);
+    machine.run(5'000 * kMs, threads, 22 * kMs, 4 * kMs);
+    CHECK((machine.throttle.limit() == threads) == (threads <= 3));
+    CHECK(machine.alone == 0);
+  }
+  // 1 in 3 is more.
+  Machine machine(2);
+  machine.run(5'000 * kMs, 2, 8 * kMs, 4 * kMs);
+  CHECK(machine.alone > 4'000 * kMs);
+}
+
 TEST_CASE("throttle: on a busy machine a small share of the time is lost") {
   for (const int64_t stall : {1 * kMs, 3 * kMs, 9 * kMs, 40 * kMs}) {
     CAPTURE(stall);
     Machine machine(2);
     machine.run(20'000 * kMs, 2, 2 * kMs, stall);
     CHECK(machine.throttle.is_resting());
-    CHECK(machine.lost < 20'000 * kMs / Throttle::kShare);
+    CHECK(machine.lost < 20'000 * kMs / 16);
     CHECK(machine.lost > 0);
     CHECK(machine.alone > 17'000 * kMs);
   }
@@ -70,7 +86,7 @@ TEST_CASE("throttle: rests grow to their bound, and end when the machine is quie
 
   machine.run(Throttle::kLongestRest + kMs, 3, 1, 1);
   CHECK(machine.throttle.limit() == 2);
-  machine.run(Throttle::kShare * Throttle::kLongestRest, 3, 1, 1);
+  machine.run(Throttle::kMemory * Throttle::kLongestRest, 3, 1, 1);
   // Long quiet: the next rest is short again, and one stall is tolerated.
   machine.throttle.lose(machine.now, Throttle::kTolerated);
   CHECK_FALSE(machine.throttle.is_resting());
@@ -100,7 +116,7 @@ TEST_CASE("throttle: the first stall of a trial ends it") {
 TEST_CASE("throttle: of many threads only those without a CPU rest") {
   Machine machine(16);
   machine.run(10'000 * kMs, 14, 2 * kMs, 3 * kMs);  // 13 find a CPU each
-  CHECK(machine.lost < 10'000 * kMs / Throttle::kShare);
+  CHECK(machine.lost < 10'000 * kMs / 8);
   CHECK(machine.alone == 0);
   CHECK(machine.throttle.limit() >= 9);
   // All CPUs taken away, and given back.

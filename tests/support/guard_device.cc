@@ -111,6 +111,9 @@ class GuardDevice : public Device {
              double* sums) override {
     inner_->weigh(logits, max, scale, weights, sums);
   }
+  void run_on_threads(void (*body)(void*, int, int), void* context, int tasks) override {
+    inner_->run_on_threads(body, context, tasks);
+  }
 
  private:
   // All memory readable and writable while one of these lives.
