@@ -170,16 +170,16 @@ void AttentionJob::add_values(const Block& b, AttentionScratch& s, const KeyBloc
                              in_page(args->first_key), in_page(b.keys()), i * kPageKeys / 2,
                              kKeyBlock / 2, reinterpret_cast<uint8_t*>(s.values));
     }
-    const int64_t wanted = keys.next + (column < half ? 0 : kPageKeys);
-    p.next = fetch && wanted < b.keys() ? page(b, wanted) + column % half / 64 * fetched : nullptr;
+    const uint8_t* wanted = keys.next.pages[column < half ? 0 : 1];
+    p.next = fetch && wanted != nullptr ? wanted + column % half / 64 * fetched : nullptr;
     p.out = s.part + keys.first * s.value_columns + column;
     device->micro_->panel(p);
   }
 }
 
 // part, max and sum of the split's keys that the block has.
-void AttentionJob::attend_keys(const Block& b, AttentionScratch& s, int64_t split, int64_t then,
-                               int worker) const {
+void AttentionJob::attend_keys(const Block& b, AttentionScratch& s, int64_t split,
+                               const PagesAhead& then, int worker) const {
   const int64_t begin = split_begin(split);
   const int64_t end = std::min(split_begin(split + 1), b.keys());
   const int32_t split_first = first_query(b, begin);
@@ -187,7 +187,7 @@ void AttentionJob::attend_keys(const Block& b, AttentionScratch& s, int64_t spli
   std::fill(s.sum + split_first, s.sum + b.queries(), 0.0f);
   for (int64_t key = begin; key < end; key += kKeyBlock) {
     const KeyBlock keys = {.begin = key,
-                           .next = key + kKeyBlock < end ? key + kKeyBlock : then,
+                           .next = key + kKeyBlock < end ? pages_at(b, key + kKeyBlock) : then,
                            .pages = key + kPageKeys < b.keys() ? 2 : 1,
                            .first = first_query(b, key),
                            .fresh = key == begin};
@@ -255,10 +255,10 @@ bool AttentionJob::rows_must_part(const Block& b) const {
   return false;
 }
 
-void AttentionJob::attend(const Block& block, int worker) const {
+void AttentionJob::attend(const Block& block, const PagesAhead& after, int worker) const {
   if (block.rows() > 1 && rows_must_part(block)) {
     for (int32_t row = block.begin; row < block.end; ++row) {
-      attend({block.seq, row, row + 1, block.first_head, block.heads, block.shared}, worker);
+      attend({block.seq, row, row + 1, block.first_head, block.heads, block.shared}, {}, worker);
     }
     return;
   }
@@ -275,7 +275,8 @@ void AttentionJob::attend(const Block& block, int worker) const {
     if (!shared) absorb(head, block.rows(), row_of, query_of, s, worker);
   }
   for (int64_t split = first_split(); split_begin(split) < block.keys(); ++split) {
-    attend_keys(block, s, split, split_begin(split + 1), worker);
+    const int64_t then = split_begin(split + 1);
+    attend_keys(block, s, split, then < block.keys() ? pages_at(block, then) : after, worker);
     join(block, s, first_query(block, split_begin(split)), split == first_split());
   }
   for (int32_t h = 0; h < block.heads; ++h) {
@@ -290,11 +291,12 @@ void AttentionJob::attend(const Block& block, int worker) const {
   }
 }
 
-void AttentionJob::attend_split(const Block& block, int64_t split, int worker) const {
+void AttentionJob::attend_split(const Block& block, int64_t split, const PagesAhead& after,
+                                int worker) const {
   if (block.rows() > 1 && rows_must_part(block)) {
     for (int32_t row = block.begin; row < block.end; ++row) {
       const Block alone{block.seq, row, row + 1, block.first_head, block.heads, block.shared};
-      if (split_begin(split) < alone.keys()) attend_split(alone, split, worker);
+      if (split_begin(split) < alone.keys()) attend_split(alone, split, {}, worker);
     }
     return;
   }
@@ -303,9 +305,7 @@ void AttentionJob::attend_split(const Block& block, int64_t split, int worker) c
     s.query_rows[q] = shared_query(block.shared + block.begin + q / block.heads,
                                    block.first_head + q % block.heads);
   }
-  // Threads that are as fast as each other take turns.
-  const int64_t turn = (device->threads() + head_blocks(true) - 1) / head_blocks(true);
-  attend_keys(block, s, split, split_begin(split + turn), worker);
+  attend_keys(block, s, split, after, worker);
   for (int32_t q = first_query(block, split_begin(split)); q < block.queries(); ++q) {
     float* part = part_of(block.shared + block.begin + q / block.heads,
                           block.first_head + q % block.heads, split - first_split());

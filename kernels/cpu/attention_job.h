@@ -55,6 +55,7 @@ struct AttentionJob {
   int32_t most_shared = kSharedRows;
   bool by_splits = false;        // these sequences' splits are tasks of their own
   int32_t shared_head_step = 1;  // then: heads of such a task
+  int64_t attend_tasks = 0;
 
   // Rows [begin, end) of a sequence and heads [first_head, first_head + heads).
   struct Block {
@@ -78,15 +79,33 @@ struct AttentionJob {
     return {args->shape, device->micro_->native,
             device->workers_[static_cast<size_t>(worker)].attention.get()};
   }
-  void attend(const Block& block, int worker) const;
+  // Pages that will probably be read next, null where there is none.
+  struct PagesAhead {
+    const uint8_t* pages[2] = {};
+  };
+  PagesAhead pages_at(const Block& block, int64_t key) const {
+    PagesAhead ahead;
+    for (int i = 0; i < 2; ++i, key += kPageKeys) {
+      if (key < block.keys()) ahead.pages[i] = page(block, key);
+    }
+    return ahead;
+  }
+  // What a task attends to: a block's keys, or those of one split.
+  struct Part {
+    Block block;
+    int64_t split;  // -1: all keys
+  };
+  Part part_of(int64_t index) const;
+  void attend(const Block& block, const PagesAhead& after, int worker) const;
   // The same for the keys of one split alone, up to their part of the result.
-  void attend_split(const Block& block, int64_t split, int worker) const;
-  // `then`: the key that the thread will probably go on with.
-  void attend_keys(const Block& b, AttentionScratch& s, int64_t split, int64_t then,
+  void attend_split(const Block& block, int64_t split, const PagesAhead& after, int worker) const;
+  // then: what the thread will probably go on with.
+  void attend_keys(const Block& b, AttentionScratch& s, int64_t split, const PagesAhead& then,
                    int worker) const;
   // Up to kKeyBlock keys of a split.
   struct KeyBlock {
-    int64_t begin, next;  // the first key, and that of the block that probably comes then
+    int64_t begin;
+    PagesAhead next;
     int32_t pages;
     int32_t first;  // query that attends to any of them
     bool fresh;     // the split's first: nothing is in `part` yet

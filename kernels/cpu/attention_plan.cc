@@ -12,36 +12,48 @@ size_t bytes_of(const Matrix& w) { return matrix_bytes(w.dtype, w.layout, w.n, w
 
 }  // namespace
 
-void AttentionJob::attend_task(void* context, int index, int worker) {
-  const AttentionJob& job = *static_cast<AttentionJob*>(context);
-  const int32_t heads = job.args->shape.heads;
-  int64_t left = index;
-  int32_t shared = 0;
-  for (const SequenceRows& seq : job.args->sequences) {
-    const bool shares = job.shares(seq, shared);
-    const int64_t tasks = job.tasks_of(seq, shares);
-    if (left >= tasks) {
-      left -= tasks;
-      shared += shares ? seq.rows : 0;
+AttentionJob::Part AttentionJob::part_of(int64_t index) const {
+  const int32_t all_heads = args->shape.heads;
+  int32_t before = 0;
+  for (const SequenceRows& seq : args->sequences) {
+    const bool is_shared = shares(seq, before);
+    const int64_t count = tasks_of(seq, is_shared);
+    if (index >= count) {
+      index -= count;
+      before += is_shared ? seq.rows : 0;
       continue;
     }
-    const int32_t head_blocks = job.head_blocks(shares);
-    const auto block = static_cast<int32_t>(left / head_blocks);
-    const auto head_block = static_cast<int32_t>(left % head_blocks);
-    if (job.by_splits && shares) {  // all of its rows
-      const int32_t head = head_block * job.shared_head_step;
-      const int32_t count = std::min(job.shared_head_step, heads - head);
-      job.attend_split({&seq, 0, seq.rows, head, count, shared}, job.first_split() + block, worker);
-      return;
+    const auto block = static_cast<int32_t>(index / head_blocks(is_shared));
+    const auto head_block = static_cast<int32_t>(index % head_blocks(is_shared));
+    if (by_splits && is_shared) {  // all of its rows
+      const int32_t head = head_block * shared_head_step;
+      const int32_t heads = std::min(shared_head_step, all_heads - head);
+      return {{&seq, 0, seq.rows, head, heads, before}, first_split() + block};
     }
     // Later rows have more keys: they come first, so that the last tasks are short.
-    const int32_t blocks = (seq.rows + job.row_step - 1) / job.row_step;
-    const int32_t begin = (blocks - 1 - block) * job.row_step;
-    const int32_t head = head_block * job.head_step;
-    job.attend({&seq, begin, std::min(seq.rows, begin + job.row_step), head,
-                std::min(job.head_step, heads - head), shares ? shared : -1},
-               worker);
-    return;
+    const int32_t blocks = (seq.rows + row_step - 1) / row_step;
+    const int32_t begin = (blocks - 1 - block) * row_step;
+    const int32_t head = head_block * head_step;
+    return {{&seq, begin, std::min(seq.rows, begin + row_step), head,
+             std::min(head_step, all_heads - head), is_shared ? before : -1},
+            -1};
+  }
+  return {{}, -1};
+}
+
+void AttentionJob::attend_task(void* context, int index, int worker) {
+  const AttentionJob& job = *static_cast<AttentionJob*>(context);
+  const Part part = job.part_of(index);
+  // Threads that are as fast as each other take turns.
+  PagesAhead after;
+  if (const int64_t next = index + job.device->threads(); next < job.attend_tasks) {
+    const Part then = job.part_of(next);
+    after = job.pages_at(then.block, split_begin(then.split < 0 ? job.first_split() : then.split));
+  }
+  if (part.split < 0) {
+    job.attend(part.block, after, worker);
+  } else {
+    job.attend_split(part.block, part.split, after, worker);
   }
 }
 
@@ -136,7 +148,8 @@ void CpuDevice::latent_attention(const MlaAttentionArgs& args) {
   if (!job.by_splits && (sharing < 2 || (sharing - 1) * weights < kWorthSharing)) {
     job.shared_rows = job.most_shared = 0;
   }
-  const auto attend_tasks = static_cast<int>(job.tasks());
+  job.attend_tasks = job.tasks();
+  const auto attend_tasks = static_cast<int>(job.attend_tasks);
   const int head_tasks = s.heads * ((job.shared_rows + kQueryRows - 1) / kQueryRows);
   const Pool::Phase phases[] = {{AttentionJob::absorb_task, &job, head_tasks},
                                 {AttentionJob::attend_task, &job, attend_tasks},

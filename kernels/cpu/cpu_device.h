@@ -147,13 +147,11 @@ TiledWeights tiled(const Matrix& w);
 // What a set wants to multiply the matrix with.
 Activation activation_for(const Micro& micro, const Matrix& w);
 const uint8_t* tile_data(const Matrix& w, int32_t tile);
-// Are the matrix's tiles long enough that telling gemm what comes next (GemmArgs::next) pays?
-inline bool has_long_tiles(const Matrix& w) {
-  return matrix_bytes(w.dtype, w.layout, kTileN, w.k) >= 8 * 1024;
-}
 // Does the set read the matrix's tiles as several long streams for so few rows (Micro::streams)?
 inline bool streams(const Micro& micro, const Matrix& w, int32_t rows) {
-  return micro.streams && w.dtype == DType::kF8E4M3 && rows <= kStreamRows && has_long_tiles(w);
+  const bool long_tiles = matrix_bytes(w.dtype, w.layout, kTileN, w.k) >= 8 * 1024;
+  return micro.streams && long_tiles && rows <= kStreamRows &&
+         (w.dtype == DType::kF8E4M3 || w.dtype == DType::kBF16);
 }
 // Estimated nanoseconds of multiplying `rows` rows by the matrix on one thread.
 double gemm_ns(const Matrix& w, int64_t rows);

@@ -15,7 +15,6 @@ struct FfnJob {
   int32_t up_tiles;          // of one task of phase 1
   int32_t down_tiles;        // of one task of phase 2
   int32_t shared_tasks = 0;  // of phase 1, when they are spread among the others
-  bool long_tiles = false;   // gemm is told what comes next
   bool runs = false;         // few rows take a task of phase 1 in one run, see activate_run()
   int32_t down_calls =
       1;              // of gemm for a task of phase 2, whose streams go on from one to the next
@@ -104,7 +103,7 @@ void FfnJob::activate(const UpPart& part, int32_t tile, int32_t tiles, const uin
   gate.tile = up.tile = tile;
   gate.tiles = up.tiles = tiles;
   up.out += kPanelRows * kGroupColumns;
-  if (long_tiles) gate.next = tile_data(w.up, tile);
+  gate.next = tile_data(w.up, tile);
   up.next = next;
   micro.gemm(gate);
   micro.gemm(up);
@@ -187,7 +186,7 @@ void FfnJob::up_task(void* context, int position, int worker) {
   // Threads that are as fast as each other take turns.
   const uint8_t* after = nullptr;
   if (const int next = position + job.device->threads();
-      job.long_tiles && next < job.device->ffn_first_task_[job.args->groups.size()]) {
+      next < job.device->ffn_first_task_[job.args->groups.size()]) {
     const UpPart then = job.up_part(next);
     after = tile_data(job.args->groups[then.group].weights->gate, then.tile);
   }
@@ -200,8 +199,7 @@ void FfnJob::up_task(void* context, int position, int worker) {
   }
   for (; tile < end; tile += kGroupTiles) {
     const int32_t count = std::min(kGroupTiles, end - tile);
-    job.activate(part, tile, count,
-                 job.long_tiles && tile + count < end ? tile_data(gate, tile + count) : after,
+    job.activate(part, tile, count, tile + count < end ? tile_data(gate, tile + count) : after,
                  worker);
   }
 }
@@ -242,8 +240,7 @@ void FfnJob::down_task(void* context, int task, int worker) {
     const size_t then = last ? job.first_down_group(task + threads) : (i + 1) % groups;
     const int32_t then_tile = last ? tile + threads * job.down_tiles : tile;
     const uint8_t* next = nullptr;
-    if (job.long_tiles && then_tile < tiles)
-      next = tile_data(job.args->groups[then].weights->down, then_tile);
+    if (then_tile < tiles) next = tile_data(job.args->groups[then].weights->down, then_tile);
     for (int32_t call = 0; call < job.down_calls; ++call) {
       for (int32_t first = 0; first < group.count; first += kPanelRows) {
         GemmArgs g =
@@ -285,7 +282,6 @@ void CpuDevice::moe_ffn(const FfnArgs& args) {
   double ns = 0;
   int64_t width_tiles = 0;
   for (const FfnGroup& group : args.groups) {
-    job.long_tiles |= has_long_tiles(group.weights->gate);
     wanted[static_cast<size_t>(activation_for(*micro_, group.weights->gate))] = true;
     wanted[static_cast<size_t>(activation_for(*micro_, group.weights->up))] = true;
     ns += 2 * gemm_ns(group.weights->gate, group.count) + gemm_ns(group.weights->down, group.count);

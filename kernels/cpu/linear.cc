@@ -28,8 +28,7 @@ struct LinearJob {
     TiledWeights w;
     int32_t chunk_tiles, panels, first_task;
     size_t first_row;  // in packed_rows_
-    bool long_tiles;
-    bool streams;  // a task's tiles are read as kGroupTiles streams side by side
+    bool streams;      // a task's tiles are read as kGroupTiles streams side by side
   };
 
   CpuDevice* device = nullptr;
@@ -99,7 +98,6 @@ bool LinearJob::add(const LinearArgs& a) {
            (a.rows + kPanelRows - 1) / kPanelRows,
            tasks,
            first_row,
-           has_long_tiles(a.w),
            streams(*device->micro_, a.w, a.rows)};
   // Chunks of whole tile groups: enough weights per task to be worth taking, enough tasks to even
   // out.
@@ -186,7 +184,7 @@ void LinearJob::gemm_task(void* context, int task, int worker) {
       static_cast<int32_t>(std::min<int64_t>(tiles_of(a.w.n), chunk + layer.chunk_tiles));
   // Threads that are as fast as each other take turns.
   const uint8_t* after = nullptr;
-  if (const int next = task + job.device->threads(); layer.long_tiles && next < job.tasks) {
+  if (const int next = task + job.device->threads(); next < job.tasks) {
     const Part part = job.part_of(next);
     after = tile_data(part.layer->args->w, part.tile);
   }
@@ -209,8 +207,7 @@ void LinearJob::gemm_task(void* context, int task, int worker) {
   g.tile_step = 1;
   for (g.tile = chunk + groups * kGroupTiles; g.tile < end; g.tile += kGroupTiles) {
     g.tiles = std::min(kGroupTiles, end - g.tile);
-    const bool more = layer.long_tiles && g.tile + g.tiles < end;
-    g.next = more ? tile_data(a.w, g.tile + g.tiles) : after;
+    g.next = g.tile + g.tiles < end ? tile_data(a.w, g.tile + g.tiles) : after;
     job.device->micro_->gemm(g);
     job.store(a, first, g);
   }

@@ -90,8 +90,8 @@ struct PanelArgs {
   int64_t out_stride = 0;
   const float* keep = nullptr;  // [rows]
   void* scratch = nullptr;      // kGemmScratch bytes
-  // As many bytes as w has may be fetched from here meanwhile: what this thread will read when it
-  // is done with what it has. Null: nothing is.
+  // About as many bytes as w has may be fetched from here meanwhile: what this thread will read
+  // when it is done with what it has. Null: nothing is.
   const uint8_t* next = nullptr;
 };
 
@@ -141,9 +141,9 @@ struct Micro {
   // Device::weigh
   void (*weigh)(const float* x, int32_t count, float max, float scale, float* weights,
                 double* sums);
-  // Does gemm read kGroupTiles tiles of FP8 side by side for kStreamRows rows and fewer? Then each
-  // of them is best read on where it ended, call after call, so calls with FP8 weights may have a
-  // tile_step. Elsewhere that is 1.
+  // Does gemm read kGroupTiles tiles of FP8 or BF16 side by side for kStreamRows rows and fewer?
+  // Then each of them is best read on where it ended, call after call, so calls with such weights
+  // may have a tile_step. Elsewhere that is 1.
   bool streams = false;
 };
 

@@ -195,11 +195,12 @@ int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
   return tile;
 }
 
-// --- very few rows of large FP8 matrices: memory is what they wait for
+// --- very few rows: memory, or a far cache, is what they wait for
 
 // What is fetched ahead. Zen 4 (32 KiB of L1) is fastest with a single stream fetched far ahead,
-// into L2, as its L1 has too few places for lines on their way; Zen 5 (48 KiB) with four streams,
-// of each the next block, into L1: 1.04 to 1.28 times as fast as the other way.
+// into L2, as its L1 has too few places for lines on their way: FP8 alone, and no short tiles. Zen
+// 5 (48 KiB) with four streams, of each the next block, into L1: FP8 1.04 to 1.28 times as fast as
+// the other way, BF16 1.08 to 1.16 times as fast as direct_rows and, beyond one row, panels.
 enum class Fetch { kFarIntoL2, kNextIntoL1 };
 
 template <int kN>
@@ -208,11 +209,12 @@ struct Count {};
 // acc[r][s][b] = sum over `pairs` pairs of block b (block_pairs pairs apart) of tile s (stride
 // apart, from w) times row r. ahead[j]: where the jth of kB pieces of what is fetched meanwhile
 // begins, of each tile.
-template <class S, int kR, int kS, int kB, Fetch kFetch>
+template <class S, int kR, int kS, int kB, bool kF8, Fetch kFetch>
 [[gnu::always_inline]] inline void blocks_dot(const simd::Fp8Decoder<S>& decoder, const uint8_t* w,
                                               int64_t stride, int32_t block_pairs, int32_t pairs,
                                               const uint8_t* const* ahead, const uint32_t* const* x,
                                               __m512 (*acc)[kS][kB]) {
+  constexpr int64_t kPairBytes = kF8 ? 32 : 64;
 #pragma GCC unroll 4
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
@@ -236,12 +238,19 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
     const uint8_t* line = ahead[piece];
     for (const int32_t end = pairs * (piece + 1) / kB; i + 2 <= end; i += 2) {
 #pragma GCC unroll 2
-      for (int b = 0; b < kB; ++b, line += 64) {
+      for (int b = 0; b < kB; ++b, line += 2 * kPairBytes) {
 #pragma GCC unroll 4
         for (int s = 0; s < kS; ++s) {
-          _mm_prefetch(line + s * stride, kFetch == Fetch::kFarIntoL2 ? _MM_HINT_T1 : _MM_HINT_T0);
-          decoder.both(load64<S>(w + s * stride + (int64_t{b} * block_pairs + i) * 32), &w0[s],
-                       &w1[s]);
+          constexpr auto kHint = kFetch == Fetch::kFarIntoL2 ? _MM_HINT_T1 : _MM_HINT_T0;
+          _mm_prefetch(line + s * stride, kHint);
+          const uint8_t* p = w + s * stride + (int64_t{b} * block_pairs + i) * kPairBytes;
+          if constexpr (kF8) {
+            decoder.both(load64<S>(p), &w0[s], &w1[s]);
+          } else {
+            _mm_prefetch(line + s * stride + 64, kHint);
+            w0[s] = load64<S>(p);
+            w1[s] = load64<S>(p + 64);
+          }
         }
         add(w0, b, i);
         add(w1, b, i + 1);
@@ -253,7 +262,12 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
   for (int b = 0; b < kB; ++b) {
 #pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
-      decoder.both(load32<S>(w + s * stride + (int64_t{b} * block_pairs + i) * 32), &w0[s], &w1[s]);
+      const uint8_t* p = w + s * stride + (int64_t{b} * block_pairs + i) * kPairBytes;
+      if constexpr (kF8) {
+        decoder.both(load32<S>(p), &w0[s], &w1[s]);
+      } else {
+        w0[s] = load64<S>(p);
+      }
     }
     add(w0, b, i);
   }
@@ -262,10 +276,10 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
 // Tiles [tile, tile + kS) kB blocks at a time, side by side for enough independent sums; block by
 // block they are added in direct_rows' order. What is fetched ahead goes on at `next` when the
 // tiles end.
-template <class S, int kR, int kS, int kB, Fetch kFetch>
+template <class S, int kR, int kS, int kB, bool kF8, Fetch kFetch>
 [[gnu::noinline]] void stream_rows(const GemmArgs& a, const Streams<S>& in, int32_t tile,
                                    const uint8_t* next) {
-  const int64_t block_bytes = int64_t{in.block_pairs} * 32;
+  const int64_t block_bytes = int64_t{in.block_pairs} * (kF8 ? 32 : 64);
   const int64_t fetched = kFetch == Fetch::kFarIntoL2 ? 8192 / kS : kB * block_bytes;
   const uint8_t* w = in.data + tile * in.stride;
   const uint8_t* const end = w + in.tile_bytes;
@@ -286,8 +300,8 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
       ahead[b] = p < end ? p : next + (p - end);
     }
     __m512 acc[kR][kS][kN];
-    blocks_dot<S, kR, kS, kN, kFetch>(in.decoder, w, in.stride, in.block_pairs, pairs, ahead, x,
-                                      acc);
+    blocks_dot<S, kR, kS, kN, kF8, kFetch>(in.decoder, w, in.stride, in.block_pairs, pairs, ahead,
+                                           x, acc);
 #pragma GCC unroll 2
     for (int b = 0; b < kN; ++b, ++block) {
 #pragma GCC unroll 4
@@ -319,13 +333,13 @@ template <class S, int kR, int kS, int kB, Fetch kFetch>
   }
 }
 
-template <class S, int kR, int kS, int kB, Fetch kFetch>
+template <class S, int kR, int kS, int kB, bool kF8, Fetch kFetch>
 int32_t stream_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
   for (; tile + kS <= a.tiles; tile += kS) {
     const uint8_t* w = in.data + tile * in.stride;
     const uint8_t* next = w + kS * in.stride;
     if (tile + kS >= a.tiles) next = a.next != nullptr ? a.next : w;  // which is there already
-    stream_rows<S, kR, kS, kB, kFetch>(a, in, tile, next);
+    stream_rows<S, kR, kS, kB, kF8, kFetch>(a, in, tile, next);
   }
   return tile;
 }
@@ -333,30 +347,32 @@ int32_t stream_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
 // Tiles shorter than this leave each other too few sums of their own: more of them go together.
 constexpr int64_t kLongTile = 16 << 10;
 
-template <class S, Fetch kFetch, int kR = 1>
+template <class S, bool kF8, Fetch kFetch, int kR = 1>
 void stream(const GemmArgs& a, const Streams<S>& in) {
   if (a.rows == kR) {
     int32_t tile = 0;
     constexpr int kShortTiles = kR <= 2 ? 4 : 2;
     if constexpr (kFetch == Fetch::kNextIntoL1) {
-      tile = stream_tiles<S, kR, 4, 1, kFetch>(a, in, tile);
+      tile = stream_tiles<S, kR, 4, 1, kF8, kFetch>(a, in, tile);
     } else if (in.tile_bytes < kLongTile) {
-      tile = stream_tiles<S, kR, kShortTiles, 2, kFetch>(a, in, tile);
+      tile = stream_tiles<S, kR, kShortTiles, 2, kF8, kFetch>(a, in, tile);
     } else if (kR == 4) {  // bound by loading their inputs, which two tiles share
-      tile = stream_tiles<S, kR, 2, 2, kFetch>(a, in, tile);
+      tile = stream_tiles<S, kR, 2, 2, kF8, kFetch>(a, in, tile);
     }
-    stream_tiles<S, kR, 1, 2, kFetch>(a, in, tile);
+    stream_tiles<S, kR, 1, 2, kF8, kFetch>(a, in, tile);
     return;
   }
-  if constexpr (kR < kFourTileRows) stream<S, kFetch, kR + 1>(a, in);
+  if constexpr (kR < kFourTileRows) stream<S, kF8, kFetch, kR + 1>(a, in);
 }
 
 template <class S, bool kF8, Fetch kFetch>
 void direct(const GemmArgs& a) {
   const Streams<S> in(a, kF8 ? 32 : 64);
-  // Short tiles come from a cache, or their caller knows what comes next.
-  if (kF8 && a.rows <= kFourTileRows && (in.tile_bytes >= kLongTile || a.next != nullptr)) {
-    return stream<S, kFetch>(a, in);
+  if constexpr (kF8 || kFetch == Fetch::kNextIntoL1) {
+    constexpr int64_t kLeastTile = kFetch == Fetch::kNextIntoL1 ? 0 : 8 << 10;
+    if (a.rows <= kFourTileRows && in.tile_bytes >= kLeastTile) {
+      return stream<S, kF8, kFetch>(a, in);
+    }
   }
   int32_t tile = 0;
   if (a.rows <= kFourTileRows) tile = direct_tiles<S, 4, kF8>(a, in, tile);

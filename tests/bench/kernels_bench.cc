@@ -270,28 +270,36 @@ void bench_moe(Bench& bench, const MoeShape& shape, const std::vector<int32_t>& 
         p.flops += 2 * expert.values() * count;
       }
     }
-    bench.report(prefix + " x" + std::to_string(rows), plans[0].bytes, plans[0].flops,
-                 [&](size_t i) {
-                   k::FfnArgs a;
-                   a.rows = rows;
-                   a.hidden = shape.hidden;
-                   a.slots = slots;
-                   a.groups = plans[i % plans.size()].groups;
-                   a.slot_weights = slot_weights.data();
-                   a.x = k::Dev<const float>(x.data());
-                   a.y = k::Dev<float>(y.data());
-                   bench.device->moe_ffn(a);
-                 });
+    double bytes = 0, flops = 0;  // of a call in the mean
+    for (const Plan& p : plans) {
+      bytes += p.bytes / static_cast<double>(plans.size());
+      flops += p.flops / static_cast<double>(plans.size());
+    }
+    bench.report(prefix + " x" + std::to_string(rows), bytes, flops, [&](size_t i) {
+      k::FfnArgs a;
+      a.rows = rows;
+      a.hidden = shape.hidden;
+      a.slots = slots;
+      a.groups = plans[i % plans.size()].groups;
+      a.slot_weights = slot_weights.data();
+      a.x = k::Dev<const float>(x.data());
+      a.y = k::Dev<float>(y.data());
+      bench.device->moe_ffn(a);
+    });
   }
 }
 
+// `rows` rows of each of `sequences` sequences after `context` keys. Calls take turns at the pages
+// of `layers` layers, as steps do: several sequences come from L3 or memory.
 void bench_attention(Bench& bench, const char* name, k::MlaShape shape, int32_t rows,
-                     int64_t context) {
-  const std::string title = std::string("mla_attention ") + name + " x" + std::to_string(rows) +
-                            " after " + std::to_string(context);
+                     int64_t context, int32_t sequences = 1, int32_t layers = 1) {
+  std::string title = std::string("mla_attention ") + name + " x" + std::to_string(rows) +
+                      " after " + std::to_string(context);
+  if (sequences > 1) title += ", " + std::to_string(sequences) + " times";
   if (!bench.wanted(title)) return;
+  const int32_t all_rows = rows * sequences;
   k::Limits l;
-  l.rows = rows;
+  l.rows = all_rows;
   l.hidden = l.linear_k = 64;
   l.mla = shape;
   if (!bench.device->reserve(l).ok()) std::abort();
@@ -308,26 +316,33 @@ void bench_attention(Bench& bench, const char* name, k::MlaShape shape, int32_t 
     weight_values +=
         static_cast<double>(shape.kv_lora_rank) * (shape.qk_nope_head_dim + shape.v_head_dim);
   }
-  const size_t page_bytes = bench.device->latent_page_bytes(shape);
+  const size_t layer_bytes = bench.device->latent_page_bytes(shape);
+  const size_t page_bytes = layer_bytes * static_cast<size_t>(layers);
   const int64_t pages = (context + rows + 63) / 64;
-  const auto memory = bench.device->alloc(page_bytes * static_cast<size_t>(pages));
+  const auto all_pages = static_cast<size_t>(pages * sequences);
+  const auto memory = bench.device->alloc(page_bytes * all_pages);
   std::vector<k::Dev<std::byte>> table;
-  for (int64_t i = 0; i < pages; ++i) table.push_back(memory + page_bytes * static_cast<size_t>(i));
+  for (size_t i = 0; i < all_pages; ++i) table.push_back(memory + page_bytes * i);
   auto* bits = reinterpret_cast<uint16_t*>(memory.get());
-  for (size_t i = 0; i < page_bytes * static_cast<size_t>(pages) / 2; ++i) {
+  for (size_t i = 0; i < page_bytes * all_pages / 2; ++i) {
     bits[i] = static_cast<uint16_t>(random_bits() & 0xbfff);
   }
-  auto q = random_floats(static_cast<size_t>(rows * shape.heads * shape.qk_head_dim()));
-  std::vector<float> out(static_cast<size_t>(rows * shape.heads * shape.v_head_dim));
-  const k::SequenceRows seq{0, rows, context, table.data()};
+  auto q = random_floats(static_cast<size_t>(all_rows * shape.heads * shape.qk_head_dim()));
+  std::vector<float> out(static_cast<size_t>(all_rows * shape.heads * shape.v_head_dim));
+  std::vector<k::SequenceRows> batch;
+  for (int32_t i = 0; i < sequences; ++i) {
+    batch.push_back({i * rows, rows, context, table.data() + i * pages});
+  }
   const double keys = static_cast<double>(context) + (rows + 1) / 2.0;
   const double flops =
-      2.0 * rows * (weight_values + shape.heads * keys * (shape.latent_dim() + shape.kv_lora_rank));
-  bench.report(title, weight_values + static_cast<double>(page_bytes) * static_cast<double>(pages),
-               flops, [&](size_t) {
+      2.0 * all_rows *
+      (weight_values + shape.heads * keys * (shape.latent_dim() + shape.kv_lora_rank));
+  bench.report(title, weight_values + static_cast<double>(layer_bytes * all_pages), flops,
+               [&](size_t i) {
                  k::MlaAttentionArgs a;
                  a.shape = shape;
-                 a.sequences = {&seq, 1};
+                 a.sequences = batch;
+                 a.page_offset = layer_bytes * (i % static_cast<size_t>(layers));
                  a.softmax_scale = 0.07f;
                  a.q = k::Dev<const float>(q.data());
                  a.w_uk = uk;
@@ -396,6 +411,7 @@ void bench_all(Bench& bench) {
   bench_linear(bench, {"tiny head", 4096, 256}, bf16, {1, 4}, true);
   bench_moe(bench, {"v2-lite", 2048, 1408, 64, 6, 2816}, {1, 4, 16, 128, 512});
   bench_moe(bench, {"v2-lite MXFP4", 2048, 1408, 64, 6, 2816, mx}, {1, 4, 16, 128, 512});
+  bench_moe(bench, {"v2-lite BF16", 2048, 1408, 64, 6, 2816, bf16}, {1, 4, 16});
   bench_moe(bench, {"v3, 24 experts", 7168, 2048, 24, 8, 2048}, {1, 4, 64});
   bench_moe(bench, {"tiny", 256, 128, 16, 4, 128}, {1, 4, 16, 64});
   const k::MlaShape lite{16, 512, 128, 64, 128};
@@ -412,6 +428,8 @@ void bench_all(Bench& bench) {
   bench_attention(bench, "tiny", tiny, 1, 100);
   bench_attention(bench, "tiny", tiny, 1, 1500);
   bench_attention(bench, "tiny", tiny, 256, 0);
+  bench_attention(bench, "v2-lite", lite, 1, 1000, 16, 4);
+  bench_attention(bench, "tiny", tiny, 1, 232, 16, 6);
   bench_small(bench);
 }
 
