@@ -200,7 +200,8 @@ int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
 // What is fetched ahead. Zen 4 (32 KiB of L1) is fastest with a single stream fetched far ahead,
 // into L2, as its L1 has too few places for lines on their way: FP8 alone, and no short tiles. Zen
 // 5 (48 KiB) with four streams, of each the next block, into L1: FP8 1.04 to 1.28 times as fast as
-// the other way, BF16 1.08 to 1.16 times as fast as direct_rows and, beyond one row, panels.
+// the other way, BF16 1.0 to 1.08 times as fast as direct_rows with one row, 1.08 to 1.16 as panels
+// with more.
 enum class Fetch { kFarIntoL2, kNextIntoL1 };
 
 template <int kN>
