@@ -110,6 +110,7 @@ struct AttentionJob {
     int32_t first;  // query that attends to any of them
     bool fresh;     // the split's first: nothing is in `part` yet
   };
+  void fetch_part(const PagesAhead& ahead, int32_t index, int32_t calls, PanelArgs* p) const;
   void score(const Block& b, AttentionScratch& s, const KeyBlock& keys, int worker) const;
   void weigh(const Block& b, AttentionScratch& s, const KeyBlock& keys) const;
   void add_values(const Block& b, AttentionScratch& s, const KeyBlock& keys, int worker) const;

@@ -90,9 +90,9 @@ struct PanelArgs {
   int64_t out_stride = 0;
   const float* keep = nullptr;  // [rows]
   void* scratch = nullptr;      // kGemmScratch bytes
-  // About as many bytes as w has may be fetched from here meanwhile: what this thread will read
-  // when it is done with what it has. Null: nothing is.
+  // Cache lines to fetch meanwhile: what this thread will read when it is done with what it has.
   const uint8_t* next = nullptr;
+  int32_t next_lines = 0;
 };
 
 // Keys are attended in blocks of two pages.

@@ -54,12 +54,16 @@ inline __m512 dot(__m512 acc, __m512i w, uint32_t x) { return few::dot<Avx512>(a
 
 constexpr int kPanelRows = 6;  // 6 rows x 4 tiles = 24 of the 32 registers
 
-// Weights to fetch while the block before them is multiplied: 64 bytes of each tile for every
-// `every` pairs. Each pass over the rows fetches a part, so that memory is asked evenly.
+constexpr int64_t kLine = 64;  // bytes of a cache line
+
+// What to fetch while the block before it is multiplied: `times` times, for every `every` pairs, a
+// cache line of each tile. Each pass over the rows fetches a part, so that memory is asked evenly.
 struct Ahead {
   const uint8_t* w = nullptr;
-  int64_t tile_stride = 0;
+  int64_t tile_stride = 0;  // from one tile's line to the next one's
+  int64_t step = kLine;     // from one line of a tile to its next
   int32_t every = 1;
+  int32_t times = 0;
 };
 
 template <int kR, int kT>
@@ -69,7 +73,8 @@ inline void panel_dot(const uint8_t* w, int64_t tile_stride, int64_t pair_stride
     for (int t = 0; t < kT; ++t) acc[r][t] = _mm512_setzero_ps();
   }
   const uint8_t* line = ahead.w;
-  int32_t due = line == nullptr ? -1 : 0;
+  int32_t left = line == nullptr ? 0 : ahead.times;
+  int32_t due = left > 0 ? 0 : -1;
   for (int32_t i = 0; i < pairs; ++i) {
     __m512i v[kT];
 #pragma GCC unroll 4
@@ -77,8 +82,8 @@ inline void panel_dot(const uint8_t* w, int64_t tile_stride, int64_t pair_stride
     if (i == due) {
 #pragma GCC unroll 4
       for (int t = 0; t < kT; ++t) _mm_prefetch(line + t * ahead.tile_stride, _MM_HINT_T0);
-      line += 64;
-      due += ahead.every;
+      line += ahead.step;
+      due = --left > 0 ? due + ahead.every : -1;
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kR; ++r) {
@@ -128,7 +133,8 @@ void gemm_block(const GemmArgs& a, const Scales& scales, const uint8_t* w, int64
   for (int t = 0; t < kT; ++t) scale[t] = scales.get(t, begin / (a.w.block_k / 2));
   int32_t row = 0;
   ahead.every *= (a.rows + kPanelRows - 1) / kPanelRows;
-  const int64_t part = int64_t{64} * ((pairs + ahead.every - 1) / ahead.every);
+  ahead.times = (pairs + ahead.every - 1) / ahead.every;
+  const int64_t part = ahead.step * ahead.times;
   for (; row + kPanelRows <= a.rows; row += kPanelRows) {
     gemm_rows<kFetch, kPanelRows, kT>(a, w, tile_stride, begin, pairs, row, scale, ahead);
     if (ahead.w != nullptr) ahead.w += part;
@@ -184,7 +190,9 @@ void gemm_many(const GemmArgs& a) {
     const uint8_t* w = first + begin * pair_bytes;
     int64_t tile_stride = all_pairs * pair_bytes * a.tile_step;
     // The next block of these tiles, or the first of the next ones.
-    Ahead ahead{left > pairs ? w + pairs * pair_bytes : a.next, tile_stride, f8 ? 2 : 1};
+    Ahead ahead{.w = left > pairs ? w + pairs * pair_bytes : a.next,
+                .tile_stride = tile_stride,
+                .every = f8 ? 2 : 1};
     if (f8) {
       for (int32_t t = 0; t < a.tiles; ++t) {
         decode_tile(decoder, w + t * tile_stride, pairs, scratch + int64_t{t} * pairs * 64);
@@ -238,12 +246,14 @@ inline void panel_rows(const PanelArgs& a, int32_t row) {
   __m512 acc[kR][kT];
   Ahead ahead;
   if (a.next != nullptr) {
-    // Every pass fetches its part of each tile's share. All in the first one is more at once than
-    // memory brings: sixteen queries took 1.3 times as long.
+    // Every pass fetches its part. All in the first one is more at once than memory brings: sixteen
+    // queries took 1.3 times as long.
     const int32_t passes = (a.rows + kPanelRows - 1) / kPanelRows;
-    const int64_t share = int64_t{a.pairs} * 64;
-    const int64_t part = int64_t{64} * ((a.pairs + passes - 1) / passes);
-    ahead = {a.next + row / kPanelRows * part, share, passes};
+    ahead.times = (a.next_lines + kT * passes - 1) / (kT * passes);
+    ahead.tile_stride = kLine;
+    ahead.step = kT * kLine;
+    ahead.every = ahead.times > 0 && ahead.times < a.pairs ? a.pairs / ahead.times : 1;
+    ahead.w = a.next + row / kPanelRows * ahead.times * ahead.step;
   }
   panel_dot<kR, kT>(a.w, 64, 256, a.pairs, x, acc, ahead);
   for (int r = 0; r < kR; ++r) {

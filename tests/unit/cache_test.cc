@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -95,6 +96,17 @@ TEST_CASE_FIXTURE(Fixture, "a page that is taken again is zero") {
   PageTable table(pool.get());
   REQUIRE(table.make_writable(0, 1).ok());
   CHECK(read(table, 0) == 0);
+}
+
+TEST_CASE_FIXTURE(Fixture, "slabs are large enough for huge pages, whatever a page has") {
+  for (const size_t bytes : {size_t{143360}, size_t{1990656}, size_t{9} << 20}) {
+    PagePool wide(device.get(), bytes, 1000);
+    auto page = wide.take();
+    REQUIRE(page.ok());
+    // host_alloc() lets such a buffer begin on a huge page.
+    CHECK(reinterpret_cast<uintptr_t>(wide.data(*page).get()) % (size_t{2} << 20) == 0);
+    wide.release(*page);
+  }
 }
 
 TEST_CASE_FIXTURE(Fixture, "random forks, writes and truncations keep every table's contents") {
