@@ -299,6 +299,8 @@ class Device {
   virtual ~Device() = default;
   virtual const char* name() const = 0;  // "ref", "portable", "avx2", "avx2i16", "avx512bf16", ...
   virtual int threads() const = 0;
+  // Fewer while the machine is busy with something else.
+  virtual int threads_in_use() const { return threads(); }
 
   // Memory. alloc returns null when there is none; memory is 4 KiB-aligned and zeroed.
   virtual Dev<std::byte> alloc(size_t bytes) = 0;
@@ -348,6 +350,11 @@ class Device {
   // in host memory; no other thread is asked to help.
   virtual void weigh(std::span<const float> logits, float max, float scale, float* weights,
                      double* sums) = 0;
+
+  // Another table over the same memory, for one thread beside others: every operation is done by
+  // the thread that calls it, at the same time as those of other lanes. Bits are the same as this
+  // device's. Has scratch of its own, see reserve(). Null where the device has none.
+  virtual Result<std::unique_ptr<Device>> make_lane() const { return std::unique_ptr<Device>(); }
 
   // No operation of a model: what measures the machine (machine.h) does so with the very threads
   // that the operations run on. Calls body(context, task, worker) once for each task of [0, tasks),

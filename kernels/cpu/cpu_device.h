@@ -24,6 +24,8 @@ class CpuDevice final : public HostDevice {
 
   const char* name() const override { return micro_->name; }
   int threads() const override { return pool_->threads(); }
+  int threads_in_use() const override { return pool_->threads_in_use(); }
+  Result<std::unique_ptr<Device>> make_lane() const override { return create(micro_, 1, false); }
   Status reserve(const Limits& limits) override;
   uint64_t scratch_bytes(const Limits& limits, int threads) const override;
   size_t latent_page_bytes(const MlaShape& shape) const override;

@@ -1,10 +1,27 @@
 #include "runtime/forward/activations.h"
 
 #include <algorithm>
+#include <cassert>
 #include <initializer_list>
 
 namespace dsv3 {
 namespace {
+
+// The buffers that the main layers use, as members, with their floats of one row.
+template <class Visit>
+void for_each_main_buffer(const ModelConfig& c, Visit visit) {
+  const auto hidden = static_cast<size_t>(c.hidden_size);
+  const auto heads = static_cast<size_t>(c.num_attention_heads);
+  visit(&Activations::x, hidden);
+  visit(&Activations::normed, hidden);
+  visit(&Activations::q_a, static_cast<size_t>(c.q_lora_rank));
+  visit(&Activations::q, heads * static_cast<size_t>(c.qk_head_dim()));
+  visit(&Activations::kv, static_cast<size_t>(c.latent_dim()));
+  visit(&Activations::attended, heads * static_cast<size_t>(c.v_head_dim));
+  visit(&Activations::cos, static_cast<size_t>(c.qk_rope_head_dim / 2));
+  visit(&Activations::sin, static_cast<size_t>(c.qk_rope_head_dim / 2));
+  visit(&Activations::hidden, hidden);
+}
 
 // Every buffer with its number of floats: the one list that allocate() and bytes() share.
 template <class Visit>
@@ -12,16 +29,8 @@ void for_each_buffer(Activations& a, const ModelConfig& c, int32_t rows, int32_t
                      Visit visit) {
   const auto r = static_cast<size_t>(rows), h = static_cast<size_t>(head_rows);
   const auto hidden = static_cast<size_t>(c.hidden_size);
-  const auto heads = static_cast<size_t>(c.num_attention_heads);
-  visit(a.x, r * hidden);
-  visit(a.normed, r * hidden);
-  visit(a.q_a, r * static_cast<size_t>(c.q_lora_rank));
-  visit(a.q, r * heads * static_cast<size_t>(c.qk_head_dim()));
-  visit(a.kv, r * static_cast<size_t>(c.latent_dim()));
-  visit(a.attended, r * heads * static_cast<size_t>(c.v_head_dim));
-  visit(a.cos, r * static_cast<size_t>(c.qk_rope_head_dim / 2));
-  visit(a.sin, r * static_cast<size_t>(c.qk_rope_head_dim / 2));
-  visit(a.hidden, r * hidden);
+  for_each_main_buffer(
+      c, [&](DeviceFloats Activations::*buffer, size_t width) { visit(a.*buffer, r * width); });
   visit(a.head_in, h * hidden);
   visit(a.logits, h * static_cast<size_t>(c.vocab_size));
   if (c.num_nextn_predict_layers > 0) {
@@ -34,7 +43,8 @@ void for_each_buffer(Activations& a, const ModelConfig& c, int32_t rows, int32_t
 }  // namespace
 
 DeviceFloats::~DeviceFloats() {
-  if (data_) device_->free(kernels::Dev<std::byte>(reinterpret_cast<std::byte*>(data_.get())));
+  if (device_ != nullptr)
+    device_->free(kernels::Dev<std::byte>(reinterpret_cast<std::byte*>(data_.get())));
 }
 
 Status DeviceFloats::allocate(kernels::Device* device, size_t count) {
@@ -49,6 +59,11 @@ Status DeviceFloats::allocate(kernels::Device* device, size_t count) {
   return {};
 }
 
+void DeviceFloats::view(const DeviceFloats& owner, size_t offset) {
+  assert(device_ == nullptr);
+  data_ = owner.at(offset);
+}
+
 Status Activations::allocate(kernels::Device* device, const ModelConfig& config, int32_t rows,
                              int32_t head_rows) {
   Status status;
@@ -56,6 +71,12 @@ Status Activations::allocate(kernels::Device* device, const ModelConfig& config,
     if (status.ok()) status = buffer.allocate(device, count);
   });
   return status;
+}
+
+void Activations::view(const Activations& owner, const ModelConfig& config, int32_t first_row) {
+  for_each_main_buffer(config, [&](DeviceFloats Activations::*buffer, size_t width) {
+    (this->*buffer).view(owner.*buffer, static_cast<size_t>(first_row) * width);
+  });
 }
 
 uint64_t Activations::bytes(const ModelConfig& config, int32_t rows, int32_t head_rows) {

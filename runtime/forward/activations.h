@@ -11,7 +11,7 @@
 
 namespace dsv3 {
 
-// An array of floats in device memory.
+// An array of floats in device memory, its own or another's.
 class DeviceFloats {
  public:
   DeviceFloats() = default;
@@ -19,10 +19,12 @@ class DeviceFloats {
   DeviceFloats(const DeviceFloats&) = delete;
   DeviceFloats& operator=(const DeviceFloats&) = delete;
   Status allocate(kernels::Device* device, size_t count);
+  // What another array holds from `offset` on, which stays its owner.
+  void view(const DeviceFloats& owner, size_t offset);
   kernels::Dev<float> at(size_t offset = 0) const { return data_ + offset; }
 
  private:
-  kernels::Device* device_ = nullptr;
+  kernels::Device* device_ = nullptr;  // to free it with; null: another's, or none
   kernels::Dev<float> data_;
 };
 
@@ -44,6 +46,8 @@ struct Activations {
 
   Status allocate(kernels::Device* device, const ModelConfig& config, int32_t rows,
                   int32_t head_rows);
+  // The rows of `owner` from `first_row` on, as far as the main layers use them.
+  void view(const Activations& owner, const ModelConfig& config, int32_t first_row);
   static uint64_t bytes(const ModelConfig& config, int32_t rows, int32_t head_rows);
 };
 

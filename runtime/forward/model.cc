@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "runtime/base/os.h"
 #include "runtime/forward/model_impl.h"
 
 namespace dsv3 {
@@ -38,6 +39,7 @@ Result<std::unique_ptr<ForwardModel>> ForwardModel::create(std::shared_ptr<const
   DSV3_TRY(impl->weights.bind(impl->model->weights()));
   DSV3_TRY(impl->a.allocate(device, config, max_rows, max_head_rows));
   DSV3_TRY(device->reserve(limits_of(config, max_rows, max_head_rows, expand)));
+  DSV3_TRY(impl->lanes.create(device, config, max_rows));
   impl->plan.reserve(max_rows, static_cast<int32_t>(config.num_experts_per_tok),
                      static_cast<int32_t>(config.n_routed_experts));
   const auto angles = static_cast<size_t>(max_rows) * static_cast<size_t>(impl->rope.pairs());
@@ -60,7 +62,8 @@ uint64_t ForwardModel::scratch_bytes(const ModelConfig& config, const kernels::D
                                      int threads, int32_t max_rows, int32_t max_head_rows,
                                      bool expand) {
   return Activations::bytes(config, max_rows, max_head_rows) +
-         device.scratch_bytes(limits_of(config, max_rows, max_head_rows, expand), threads);
+         device.scratch_bytes(limits_of(config, max_rows, max_head_rows, expand), threads) +
+         Lanes::bytes(device, config, std::min(threads, max_rows));
 }
 
 LayerContext ForwardModel::Impl::layer_context(int32_t rows,
@@ -90,9 +93,8 @@ void ForwardModel::Impl::upload_rope(int32_t rows,
 // it; the final norm leaves the hidden state that head() turns into logits.
 Status ForwardModel::run(const Step& step) {
   Impl& m = *impl_;
-  const ModelConfig& config = m.config();
   const auto rows = static_cast<int32_t>(step.tokens.size());
-  const auto hidden = static_cast<int32_t>(config.hidden_size);
+  const auto hidden = static_cast<int32_t>(m.config().hidden_size);
   assert(rows > 0 && rows <= m.max_rows);
 
   if (step.first_layer == 0) {
@@ -103,23 +105,70 @@ Status ForwardModel::run(const Step& step) {
   }
   m.upload_rope(rows, step.sequences);
 
-  const LayerContext context = m.layer_context(rows, step.sequences);
-  for (int64_t i = step.first_layer; i < config.num_hidden_layers; ++i) {
-    if (step.should_stop != nullptr && step.should_stop(step.should_stop_user)) {
-      m.stopped_before = i;
-      return make_error(Code::kCancelled, "cancelled before layer %lld of %lld",
-                        static_cast<long long>(i),
-                        static_cast<long long>(config.num_hidden_layers));
-    }
-    const BoundLayer& layer = m.weights.layers[static_cast<size_t>(i)];
-    mla_block(context, layer, m.page_offset(i), /*first_keys=*/{});
-    ffn_block(context, layer, m.load_of(i));
-  }
-
-  m.device->rms_norm(m.a.x.at(), hidden, m.weights.final_norm, config.rms_norm_eps, rows, hidden,
-                     m.a.hidden.at(), hidden);
+  // Every thread has a part of each operation or, where that is faster, some of the sequences.
+  const bool has_lanes = m.lanes.cut(step, m.a);
+  const int way = has_lanes ? m.lanes.choice().choose(rows) : FasterWay::kFirst;
+  m.last_lanes = way == FasterWay::kSecond ? static_cast<int>(m.lanes.lanes().size()) : 0;
+  const int64_t begin = has_lanes ? monotonic_ns() : 0;
+  DSV3_TRY(way == FasterWay::kSecond ? m.run_lanes(step) : m.run_layers(step));
+  if (has_lanes) m.lanes.choice().record(rows, way, monotonic_ns() - begin);
   return m.device->synchronize();
 }
+
+Status ForwardModel::Impl::stop_before(const Step& step, int64_t layer) {
+  if (step.should_stop == nullptr || !step.should_stop(step.should_stop_user)) return {};
+  stopped_before = layer;
+  return make_error(Code::kCancelled, "cancelled before layer %lld of %lld",
+                    static_cast<long long>(layer),
+                    static_cast<long long>(config().num_hidden_layers));
+}
+
+void ForwardModel::Impl::run_layer(const LayerContext& c, int64_t layer, uint64_t* all_load) {
+  const BoundLayer& w = weights.layers[static_cast<size_t>(layer)];
+  mla_block(c, w, page_offset(layer), /*first_keys=*/{});
+  ffn_block(c, w, all_load + load_offset(layer));
+}
+
+void ForwardModel::Impl::final_norm(const LayerContext& c) {
+  const auto hidden = static_cast<int32_t>(config().hidden_size);
+  c.device->rms_norm(c.a->x.at(), hidden, weights.final_norm, config().rms_norm_eps, c.rows, hidden,
+                     c.a->hidden.at(), hidden);
+}
+
+Status ForwardModel::Impl::run_layers(const Step& step) {
+  const auto rows = static_cast<int32_t>(step.tokens.size());
+  const LayerContext context = layer_context(rows, step.sequences);
+  for (int64_t i = step.first_layer; i < config().num_hidden_layers; ++i) {
+    DSV3_TRY(stop_before(step, i));
+    run_layer(context, i, load.data());
+  }
+  final_norm(context);
+  return {};
+}
+
+// Stops before the first layer only: the step is shorter than one layer of a prompt's chunk.
+Status ForwardModel::Impl::run_lanes(const Step& step) {
+  DSV3_TRY(stop_before(step, 0));
+  const auto run = [](void* impl, int index, int) {
+    Impl& m = *static_cast<Impl*>(impl);
+    Lanes::Lane& lane = m.lanes.lanes()[static_cast<size_t>(index)];
+    LayerContext context = m.layer_context(lane.rows, lane.sequences);
+    context.device = lane.device.get();
+    context.a = &lane.a;
+    context.plan = &lane.plan;
+    for (int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
+      m.run_layer(context, i, lane.load.data());
+    }
+    m.final_norm(context);
+  };
+  device->run_on_threads(run, this, static_cast<int>(lanes.lanes().size()));
+  for (Lanes::Lane& lane : lanes.lanes()) {
+    for (size_t i = 0; i < load.size(); ++i) load[i] += std::exchange(lane.load[i], 0);
+  }
+  return {};
+}
+
+int ForwardModel::lanes() const { return impl_->last_lanes; }
 
 int64_t ForwardModel::stopped_before() const { return impl_->stopped_before; }
 

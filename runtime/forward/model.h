@@ -68,6 +68,8 @@ class ForwardModel {
 
   // Runs the main layers and the final norm over the step's rows.
   Status run(const Step& step);
+  // In how many lanes the last run() went (lanes.h); 0: every thread had a part of each operation.
+  int lanes() const;
   // After a run() that stopped: before which layer, and the residual stream of its first `rows`
   // rows there, to the host [rows, hidden].
   int64_t stopped_before() const;

@@ -39,8 +39,9 @@ Status ForwardModel::Impl::mtp_module(std::span<const int32_t> tokens,
 
   upload_rope(rows, sequences);
   const LayerContext context = layer_context(rows, sequences);
-  mla_block(context, module.layer, page_offset(config().num_hidden_layers), first_keys);
-  ffn_block(context, module.layer, load_of(config().num_hidden_layers));
+  const int64_t layer = config().num_hidden_layers;
+  mla_block(context, module.layer, page_offset(layer), first_keys);
+  ffn_block(context, module.layer, load.data() + load_offset(layer));
 
   device->rms_norm(a.x.at(), hidden, module.head_norm, eps, rows, hidden, a.mtp_hidden.at(),
                    hidden);

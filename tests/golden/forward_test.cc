@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -233,8 +234,8 @@ TEST_CASE("several sequences in one step give each the bits it has alone") {
       expected.emplace_back(logits.end() - static_cast<std::ptrdiff_t>(vocab), logits.end());
     }
     for (size_t i = 0; i < prompts.size(); ++i) {
-      // The last 1 + 5 i tokens of each prompt go into the common step.
-      const size_t rest = 1 + 5 * i, before = prompts[i].size() - rest;
+      // The last 4 + 3 i tokens of each prompt go into the common step.
+      const size_t rest = 4 + 3 * i, before = prompts[i].size() - rest;
       tables.push_back(std::make_unique<PageTable>(runner.pool.get()));
       runner.run(tables[i].get(), {prompts[i].begin(), prompts[i].end() - rest}, 0, 16);
       REQUIRE(tables[i]->make_writable(before, prompts[i].size()).ok());
@@ -246,11 +247,24 @@ TEST_CASE("several sequences in one step give each the bits it has alone") {
     Step step;
     step.tokens = batch;
     step.sequences = sequences;
-    REQUIRE(runner.forward->run(step).ok());
-    std::vector<float> logits(last_rows.size() * vocab);
-    REQUIRE(runner.forward->head(last_rows, logits.data()).ok());
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      CHECK(std::memcmp(logits.data() + i * vocab, expected[i].data(), vocab * sizeof(float)) == 0);
+    // A small model's first such step goes in lanes where the device has them, the second does not.
+    Runner fresh(model, device.get());
+    const int64_t moe_layers =
+        runner.config.num_hidden_layers - runner.config.first_k_dense_replace;
+    uint64_t choices = 0;
+    for (const int lanes : {kernel_set == "ref" ? 0 : 2, 0}) {
+      REQUIRE(fresh.forward->run(step).ok());
+      CHECK(fresh.forward->lanes() == lanes);
+      std::vector<float> logits(last_rows.size() * vocab);
+      REQUIRE(fresh.forward->head(last_rows, logits.data()).ok());
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        CHECK(std::memcmp(logits.data() + i * vocab, expected[i].data(), vocab * sizeof(float)) ==
+              0);
+      }
+      const auto& load = fresh.forward->expert_load();
+      choices +=
+          static_cast<uint64_t>(moe_layers * runner.config.num_experts_per_tok) * batch.size();
+      CHECK(std::accumulate(load.begin(), load.end(), uint64_t{0}) == choices);
     }
   }
 }
