@@ -323,7 +323,7 @@ constexpr Micro kMicro = {
     gemm<kFetch>,
     simd::gemm<Avx512>,
     panel,
-    simd::page_values<Avx512>,
+    simd::page_values<Avx512, kFetch == Fetch::kNextIntoL1>,
     simd::softmax<Avx512>,
     simd::merge<Avx512>,
     simd::rms_norm<Avx512>,

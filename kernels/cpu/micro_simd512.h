@@ -69,10 +69,16 @@ struct Fp8Decoder {
   }
 };
 
+// The middle two of every four values trade places: two keys of two dims, transposed.
+template <class Tag>
+inline __m512i swap_middle(__m512i v) {
+  return _mm512_shuffle_epi8(v, _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100));
+}
+
 // 16 keys of 16 dims: eight rows (dim pairs) of eight key pairs (four values each) are transposed
 // to eight rows of eight dim pairs. Loads put the 16-byte pieces in place, which leaves one
-// unpacking for the shuffle units: transposing whole vectors by shuffles alone takes them twice as
-// long.
+// unpacking for the shuffle units: transposing whole vectors by shuffles alone takes a CPU with
+// narrow ones (Zen 4) twice as long.
 template <class Tag>
 inline __m512i gather_pieces(const uint8_t* page, int32_t pairs) {
   // Rows 0, 2, 4 and 6 from `page` on; those beyond `pairs` are zero.
@@ -87,25 +93,63 @@ inline __m512i gather_pieces(const uint8_t* page, int32_t pairs) {
   return v;
 }
 
+// Of up to eight rows, keys of `keys` only; the others become zero.
 template <class Tag>
-inline void transpose_values(const uint8_t* page, int32_t pairs, __mmask16 keys, uint8_t* out) {
-  const __m512i swap = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100);
+inline void transpose_some(const uint8_t* page, int32_t pairs, __mmask16 keys, uint8_t* out) {
   for (int i = 0; i < 4; ++i) {  // key pairs 2i and 2i + 1
     __m512i even = gather_pieces<Tag>(page + 16 * i, pairs);
     __m512i odd = gather_pieces<Tag>(page + 16 * i + kPageKeys * 4, pairs - 1);
-    if (keys != 0xffff) {  // of one row's four keys
-      const auto mask = static_cast<__mmask16>(((keys >> (4 * i)) & 0xf) * 0x1111);
-      even = _mm512_maskz_mov_epi32(mask, even);
-      odd = _mm512_maskz_mov_epi32(mask, odd);
-    }
-    even = _mm512_shuffle_epi8(even, swap);  // the middle two of four values trade places
-    odd = _mm512_shuffle_epi8(odd, swap);
+    const auto mask = static_cast<__mmask16>(((keys >> (4 * i)) & 0xf) * 0x1111);
+    even = swap_middle<Tag>(_mm512_maskz_mov_epi32(mask, even));
+    odd = swap_middle<Tag>(_mm512_maskz_mov_epi32(mask, odd));
     _mm512_storeu_si512(out + int64_t{2} * i * 256, _mm512_unpacklo_epi64(even, odd));
     _mm512_storeu_si512(out + (int64_t{2} * i + 1) * 256, _mm512_unpackhi_epi64(even, odd));
   }
 }
 
+// Of all eight rows, all keys. Without the questions of transpose_some() it takes two thirds of its
+// time.
 template <class Tag>
+inline void transpose_pieces(const uint8_t* page, uint8_t* out) {
+  for (int i = 0; i < 4; ++i) {
+    const __m512i even = swap_middle<Tag>(gather_pieces<Tag>(page + 16 * i, 8));
+    const __m512i odd = swap_middle<Tag>(gather_pieces<Tag>(page + 16 * i + kPageKeys * 4, 8));
+    _mm512_storeu_si512(out + int64_t{2} * i * 256, _mm512_unpacklo_epi64(even, odd));
+    _mm512_storeu_si512(out + (int64_t{2} * i + 1) * 256, _mm512_unpackhi_epi64(even, odd));
+  }
+}
+
+// The same from 32-byte pieces: half the loads, and two more steps for each vector in the shuffle
+// units. Where those are wide (Zen 5) it takes two thirds of the other's time.
+template <class Tag>
+inline void transpose_halves(const uint8_t* page, uint8_t* out) {
+  constexpr int64_t kRow = int64_t{kPageKeys} * 4;
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+  const __m512i second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (int half = 0; half < 2; ++half) {  // key pairs 4 half ... 4 half + 3
+    // Rows r and r + 4.
+    const auto rows = [&](int r) {
+      const auto* p = reinterpret_cast<const __m256i*>(page + 32 * half + r * kRow);
+      const auto* q = reinterpret_cast<const __m256i*>(page + 32 * half + (r + 4) * kRow);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(p)),
+                                _mm256_loadu_si256(q), 1);
+    };
+    // Of rows 0, 1, 4, 5 and of 2, 3, 6, 7: key pairs 0 and 2, and 1 and 3, of this half.
+    const __m512i r0 = rows(0), r1 = rows(1), r2 = rows(2), r3 = rows(3);
+    const __m512i even0 = _mm512_unpacklo_epi64(r0, r1), odd0 = _mm512_unpackhi_epi64(r0, r1);
+    const __m512i even2 = _mm512_unpacklo_epi64(r2, r3), odd2 = _mm512_unpackhi_epi64(r2, r3);
+    const __m512i pairs[4] = {_mm512_permutex2var_epi64(even0, first, even2),
+                              _mm512_permutex2var_epi64(odd0, first, odd2),
+                              _mm512_permutex2var_epi64(even0, second, even2),
+                              _mm512_permutex2var_epi64(odd0, second, odd2)};
+    for (int i = 0; i < 4; ++i) {
+      _mm512_storeu_si512(out + (int64_t{4} * half + i) * 256, swap_middle<Tag>(pairs[i]));
+    }
+  }
+}
+
+// kHalves: is transpose_halves() the faster one here?
+template <class Tag, bool kHalves>
 void page_values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, int32_t pair_begin,
                  int32_t pairs_total, uint8_t* out) {
   const uint64_t below_end = end >= 64 ? ~uint64_t{0} : (uint64_t{1} << end) - 1;
@@ -114,9 +158,16 @@ void page_values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, 
     const int32_t pairs = (dims - d + 1) / 2;
     uint8_t* columns = out + (int64_t{d / 64} * pairs_total + pair_begin) * 256 + d % 64 * 4;
     for (int32_t key = 0; key < kPageKeys; key += 16) {
-      transpose_values<Tag>(page + (int64_t{d / 2} * kPageKeys + key) * 4, pairs,
-                            static_cast<__mmask16>(wanted >> key),
-                            columns + int64_t{key / 2} * 256);
+      const uint8_t* from = page + (int64_t{d / 2} * kPageKeys + key) * 4;
+      uint8_t* to = columns + int64_t{key / 2} * 256;
+      const auto keys = static_cast<__mmask16>(wanted >> key);
+      if (keys != 0xffff || pairs < 8) {
+        transpose_some<Tag>(from, pairs, keys, to);
+      } else if (kHalves) {
+        transpose_halves<Tag>(from, to);
+      } else {
+        transpose_pieces<Tag>(from, to);
+      }
     }
   }
 }
