@@ -110,7 +110,7 @@ inline void transpose_some(const uint8_t* page, int32_t pairs, __mmask16 keys, u
 // Of all eight rows, all keys. Without the questions of transpose_some() it takes two thirds of its
 // time.
 template <class Tag>
-inline void transpose_pieces(const uint8_t* page, uint8_t* out) {
+[[gnu::always_inline]] inline void transpose_pieces(const uint8_t* page, uint8_t* out) {
   for (int i = 0; i < 4; ++i) {
     const __m512i even = swap_middle<Tag>(gather_pieces<Tag>(page + 16 * i, 8));
     const __m512i odd = swap_middle<Tag>(gather_pieces<Tag>(page + 16 * i + kPageKeys * 4, 8));
@@ -122,7 +122,7 @@ inline void transpose_pieces(const uint8_t* page, uint8_t* out) {
 // The same from 32-byte pieces: half the loads, and two more steps for each vector in the shuffle
 // units. Where those are wide (Zen 5) it takes two thirds of the other's time.
 template <class Tag>
-inline void transpose_halves(const uint8_t* page, uint8_t* out) {
+[[gnu::always_inline]] inline void transpose_halves(const uint8_t* page, uint8_t* out) {
   constexpr int64_t kRow = int64_t{kPageKeys} * 4;
   const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
   const __m512i second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
@@ -161,7 +161,9 @@ void page_values(const uint8_t* page, int32_t dims, int32_t begin, int32_t end, 
       const uint8_t* from = page + (int64_t{d / 2} * kPageKeys + key) * 4;
       uint8_t* to = columns + int64_t{key / 2} * 256;
       const auto keys = static_cast<__mmask16>(wanted >> key);
-      if (keys != 0xffff || pairs < 8) {
+      if (keys == 0) {
+        for (int i = 0; i < 8; ++i) _mm512_storeu_si512(to + int64_t{i} * 256, __m512i{});
+      } else if (keys != 0xffff || pairs < 8) {
         transpose_some<Tag>(from, pairs, keys, to);
       } else if (kHalves) {
         transpose_halves<Tag>(from, to);
