@@ -9,28 +9,37 @@ namespace {
 
 // Weights of all layers at most: a few caches full. Above, lanes that read them once more each
 // would have to get them from memory.
-constexpr int64_t kMostWeights = int64_t{64} << 20;
+constexpr double kMostWeights = 64 << 20;
 // How much longer than the mean the longest lane may be.
 constexpr double kUneven = 1.25;
 // Ways that take about the same do not change places all the time.
 constexpr double kPreference = 1.03;
 
-int64_t attention_weights(const ModelConfig& c) {
-  const int64_t q = c.num_attention_heads * c.qk_head_dim();
-  const int64_t rank = c.q_lora_rank;
-  return (rank > 0 ? rank * (c.hidden_size + q) : c.hidden_size * q) +
-         c.hidden_size * (c.latent_dim() + c.num_attention_heads * c.v_head_dim);
+// Weights of one layer's attention, and of its feed-forward networks.
+double attention_weights(const ModelConfig& c) {
+  const auto hidden = static_cast<double>(c.hidden_size);
+  const auto rank = static_cast<double>(c.q_lora_rank);
+  const auto heads = static_cast<double>(c.num_attention_heads);
+  const double q = heads * static_cast<double>(c.qk_head_dim());
+  return (rank > 0 ? rank * (hidden + q) : hidden * q) +
+         hidden * (static_cast<double>(c.latent_dim()) + heads * static_cast<double>(c.v_head_dim));
 }
 
-int64_t expert_weights(const ModelConfig& c, int64_t experts) {
-  return 3 * c.hidden_size * (experts * c.moe_intermediate_size + c.shared_width());
+double expert_weights(const ModelConfig& c, int64_t experts) {
+  const double width = static_cast<double>(experts) * static_cast<double>(c.moe_intermediate_size) +
+                       static_cast<double>(c.shared_width());
+  return 3 * static_cast<double>(c.hidden_size) * width;
 }
 
 bool suits(const ModelConfig& c, int threads) {
-  const int64_t dense = std::min(c.first_k_dense_replace, c.num_hidden_layers);
-  const int64_t ffn = dense * 3 * c.hidden_size * c.intermediate_size +
-                      (c.num_hidden_layers - dense) * expert_weights(c, c.n_routed_experts);
-  return threads > 1 && c.num_hidden_layers * attention_weights(c) + ffn <= kMostWeights;
+  const int64_t dense_layers = std::min(c.first_k_dense_replace, c.num_hidden_layers);
+  const auto dense = static_cast<double>(dense_layers);
+  const auto moe = static_cast<double>(c.num_hidden_layers - dense_layers);
+  const double dense_ffn =
+      3 * static_cast<double>(c.hidden_size) * static_cast<double>(c.intermediate_size);
+  const double weights = (dense + moe) * attention_weights(c) + dense * dense_ffn +
+                         moe * expert_weights(c, c.n_routed_experts);
+  return threads > 1 && weights <= kMostWeights;
 }
 
 }  // namespace
@@ -62,8 +71,7 @@ Status Lanes::create(kernels::Device* device, const ModelConfig& config, int32_t
   if (!suits(config, device->threads())) return {};
   device_ = device;
   config_ = &config;
-  row_work_ = static_cast<double>(attention_weights(config) +
-                                  expert_weights(config, config.num_experts_per_tok));
+  row_work_ = attention_weights(config) + expert_weights(config, config.num_experts_per_tok);
   std::vector<Lane> lanes(static_cast<size_t>(std::min(device->threads(), sequences)));
   for (Lane& lane : lanes) {
     DSV3_ASSIGN(lane.device, device->make_lane());
@@ -95,7 +103,6 @@ void Lanes::add(Lane* lane, const kernels::SequenceRows& sequence, int32_t first
 bool Lanes::cut(const Step& step, const Activations& a) {
   const size_t count = std::min(lanes_.size(), step.sequences.size());
   if (count == 0 || step.first_layer > 0) return false;
-  if (static_cast<int32_t>(step.tokens.size()) > kRows * static_cast<int32_t>(count)) return false;
   if (device_->threads_in_use() < device_->threads()) return false;
 
   const kernels::MlaShape shape = mla_shape(*config_);
@@ -119,16 +126,16 @@ bool Lanes::cut(const Step& step, const Activations& a) {
     const double begin = before;
     const double end = mean * static_cast<double>(i + 1);
     const auto left = static_cast<std::ptrdiff_t>(count - i - 1);  // lanes that want one, too
-    while (step.sequences.end() - sequence > left &&
+    while (step.sequences.end() - sequence > left && lane.rows + sequence->rows <= kRows &&
            (lane.rows == 0 || i + 1 == count || before + work(*sequence) / 2 < end)) {
       before += work(*sequence);
       add(&lane, *sequence++, first_row);
     }
-    if (lane.rows > kRows || before - begin > kUneven * mean) return false;
+    if (before - begin > kUneven * mean) return false;
     lane.a.view(a, *config_, first_row);
     first_row += lane.rows;
   }
-  return true;
+  return sequence == step.sequences.end();
 }
 
 }  // namespace dsv3
