@@ -7,8 +7,8 @@ namespace dsv3 {
 namespace {
 
 // Pages are allocated in slabs, so that a large budget costs nothing until it is used. A slab has
-// at least so many bytes, of which host memory makes huge pages (host_alloc): in small ones sixteen
-// sessions' latents, 13 MiB, are more than a CPU's address caches cover.
+// at least so many bytes, of which host memory makes huge pages (host_alloc): with small ones the
+// latents of sixteen sessions and a small model's weights have more pages than a CPU remembers.
 constexpr size_t kSlabBytes = size_t{8} << 20;
 
 // Doubles what there is: reserve() alone would make every slab pay for all lists.
