@@ -67,12 +67,13 @@ void FasterWay::record(int32_t rows, int way, int64_t ns) {
   known = known == 0 ? now : known + (std::min(now, 2 * known) - known) / (way == t.faster ? 8 : 2);
 }
 
-Status Lanes::create(kernels::Device* device, const ModelConfig& config, int32_t sequences) try {
+Status Lanes::create(kernels::Device* device, const ModelConfig& config, int32_t max_rows) try {
   if (!suits(config, device->threads())) return {};
   device_ = device;
   config_ = &config;
   row_work_ = attention_weights(config) + expert_weights(config, config.num_experts_per_tok);
-  std::vector<Lane> lanes(static_cast<size_t>(std::min(device->threads(), sequences)));
+  most_rows_ = std::min<int64_t>(kRows, max_rows / (device->threads() * config.num_hidden_layers));
+  std::vector<Lane> lanes(static_cast<size_t>(std::min(device->threads(), max_rows)));
   for (Lane& lane : lanes) {
     DSV3_ASSIGN(lane.device, device->make_lane());
     if (lane.device == nullptr) return {};
@@ -126,7 +127,7 @@ bool Lanes::cut(const Step& step, const Activations& a) {
     const double begin = before;
     const double end = mean * static_cast<double>(i + 1);
     const auto left = static_cast<std::ptrdiff_t>(count - i - 1);  // lanes that want one, too
-    while (step.sequences.end() - sequence > left && lane.rows + sequence->rows <= kRows &&
+    while (step.sequences.end() - sequence > left && lane.rows + sequence->rows <= most_rows_ &&
            (lane.rows == 0 || i + 1 == count || before + work(*sequence) / 2 < end)) {
       before += work(*sequence);
       add(&lane, *sequence++, first_row);

@@ -63,9 +63,9 @@ class Lanes {
     std::vector<uint64_t> load;                    // [layers, n_routed_experts]; zero between steps
   };
 
-  // Makes lanes for a model and a device that they are for; else there are none. Steps have up to
-  // `sequences` sequences.
-  Status create(kernels::Device* device, const ModelConfig& config, int32_t sequences);
+  // Makes lanes for a model and a device that they are for; else there are none. max_rows: of a
+  // step. Lanes do not stop between layers, so theirs are no longer than one layer of such a step.
+  Status create(kernels::Device* device, const ModelConfig& config, int32_t max_rows);
   // What create() would allocate.
   static uint64_t bytes(const kernels::Device& device, const ModelConfig& config, int threads);
 
@@ -81,7 +81,8 @@ class Lanes {
 
   const kernels::Device* device_ = nullptr;
   const ModelConfig* config_ = nullptr;
-  double row_work_ = 0;  // of one layer, as attention_work()
+  double row_work_ = 0;    // of one layer, as attention_work()
+  int64_t most_rows_ = 0;  // of one lane
   std::vector<Lane> lanes_;
   size_t in_use_ = 0;
   std::array<FasterWay, 2> choices_;  // one lane, several

@@ -146,7 +146,7 @@ Status ForwardModel::Impl::run_layers(const Step& step) {
   return {};
 }
 
-// Stops before the first layer only: the step is shorter than one layer of a prompt's chunk.
+// Stops before the first layer only: the step is no longer than one layer of a whole chunk.
 Status ForwardModel::Impl::run_lanes(const Step& step) {
   DSV3_TRY(stop_before(step, 0));
   const auto run = [](void* impl, int index, int) {
