@@ -219,10 +219,10 @@ void gemm_many(const GemmArgs& a) {
 
 template <Fetch kFetch>
 void gemm(const GemmArgs& a) {
-  // Up to here widening FP8 in registers wins; BF16, which has nothing to widen, is read as
-  // streams.
+  // Up to here widening FP8 in registers wins; BF16, which has nothing to widen, is read straight
+  // from memory, five to eight rows 1.1 to 1.2 times as fast as by panels.
   constexpr bool kFar = kFetch == Fetch::kFarIntoL2;
-  constexpr int32_t kFewRows[] = {kFar ? 1 : few::kFourTileRows, kFar ? 32 : 16};
+  constexpr int32_t kFewRows[] = {kFar ? 1 : few::kDirectRows, kFar ? 32 : 16};
   const bool f8 = a.w.type == WeightType::kF8E4M3;
   if (a.w.type == WeightType::kMXFP4) {
     mx::gemm<Avx512>(a);

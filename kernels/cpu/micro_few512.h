@@ -88,7 +88,11 @@ template <class S, int kR, int kS, bool kF8>
     for (int s = 0; s < kS; ++s) {
       const uint8_t* p = w + s * stride + i * kPairBytes;
       // One row is as fast as memory and does better without; two do better with what is near.
-      if constexpr (kR > 1) _mm_prefetch(p + (kR == 2 ? kNear : ahead), _MM_HINT_T0);
+      if constexpr (kR > 1) {
+        const uint8_t* later = p + (kR == 2 ? kNear : ahead);
+        _mm_prefetch(later, _MM_HINT_T0);
+        if constexpr (!kF8) _mm_prefetch(later + 64, _MM_HINT_T0);
+      }
       if constexpr (kF8) {
         decoder.both(load64<S>(p), &w0[s], &w1[s]);
       } else {
@@ -199,10 +203,13 @@ int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
 
 // What is fetched ahead. Zen 4 (32 KiB of L1) is fastest with a single stream fetched far ahead,
 // into L2, as its L1 has too few places for lines on their way: FP8 alone, and no short tiles. Zen
-// 5 (48 KiB) with four streams, of each the next block, into L1: FP8 1.04 to 1.28 times as fast as
-// the other way, BF16 1.0 to 1.08 times as fast as direct_rows with one row, 1.08 to 1.16 as panels
-// with more.
+// 5 (48 KiB) with four streams, of each what lies 2 KiB further on (FP8: the next block), into L1:
+// FP8 1.04 to 1.28 times as fast as the other way, BF16 1.0 to 1.08 times as fast as direct_rows
+// with one row, 1.08 to 1.16 as panels with more.
 enum class Fetch { kFarIntoL2, kNextIntoL1 };
+// Nearer or farther is slower. 4 KiB on, which is where a stream's lines lie in L1 themselves, BF16
+// was 1.03 to 1.12 times as slow.
+constexpr int64_t kNextBytes = 2048;
 
 template <int kN>
 struct Count {};
@@ -281,7 +288,8 @@ template <class S, int kR, int kS, int kB, bool kF8, Fetch kFetch>
 [[gnu::noinline]] void stream_rows(const GemmArgs& a, const Streams<S>& in, int32_t tile,
                                    const uint8_t* next) {
   const int64_t block_bytes = int64_t{in.block_pairs} * (kF8 ? 32 : 64);
-  const int64_t fetched = kFetch == Fetch::kFarIntoL2 ? 8192 / kS : kB * block_bytes;
+  const int64_t near = kB == 1 && block_bytes > kNextBytes ? kNextBytes : kB * block_bytes;
+  const int64_t fetched = kFetch == Fetch::kFarIntoL2 ? 8192 / kS : near;
   const uint8_t* w = in.data + tile * in.stride;
   const uint8_t* const end = w + in.tile_bytes;
   const uint32_t* x[kR];
