@@ -65,14 +65,22 @@ template <class S, int kR, int kS>
   }
 }
 
+// Do rows take turns, and at what? Then each of two turns fetches half of what comes after both.
+enum class Turn { kNone, kAtBlock, kAtTiles };
+// What to fetch meanwhile: what lies so many bytes further on; in a turn lines of each tile, from
+// `half` on, half as many as are read.
+struct Later {
+  int64_t ahead;
+  const uint8_t* half;
+};
+
 // acc[r][s] = sum over `pairs` pairs of tile s (stride bytes apart, from w) times row r (from
 // x[r]). All tiles are widened before any is used, and all sums take the first pair before any
 // takes the second: with each stream's work by itself, and inputs addressed per stream, two rows
-// took 1.24 times as long, four 1.19, sixteen 1.10. `ahead` bytes further on is what will be needed
-// next, of which one of kTurns calls fetches its part.
-template <class S, int kR, int kS, bool kF8, int kTurns>
+// took 1.24 times as long, four 1.19, sixteen 1.10.
+template <class S, int kR, int kS, bool kF8, Turn kTurn>
 [[gnu::always_inline]] inline void direct_dot(const simd::Fp8Decoder<S>& decoder, const uint8_t* w,
-                                              int64_t stride, int32_t pairs, int64_t ahead,
+                                              int64_t stride, int32_t pairs, const Later& later,
                                               const uint32_t* const* x, __m512 (*acc)[kS]) {
   constexpr int64_t kPairBytes = kF8 ? 32 : 64;
   constexpr int64_t kNear = 512;
@@ -82,20 +90,23 @@ template <class S, int kR, int kS, bool kF8, int kTurns>
 #pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) acc[r][s] = _mm512_setzero_ps();
   }
-  const uint8_t* line = w + ahead;
+  const uint8_t* half = later.half;
   int32_t i = 0;
-  for (; i + 2 <= pairs; i += 2, line += 2 * kPairBytes / kTurns) {
+  for (; i + 2 <= pairs; i += 2, half += kPairBytes) {
 #pragma GCC unroll 4
     for (int s = 0; s < kS; ++s) {
       const uint8_t* p = w + s * stride + i * kPairBytes;
-      if constexpr (kTurns > 1) {
-        static_assert(kF8);
-        if (i % (2 * kTurns) == 0) _mm_prefetch(line + s * stride, _MM_HINT_T0);
-      } else if constexpr (kR > 1) {
+      if constexpr (kTurn != Turn::kAtBlock && kR > 1) {
         // One row is as fast as memory and does better without; two do better with what is near.
-        const uint8_t* later = p + (kR == 2 ? kNear : ahead);
-        _mm_prefetch(later, _MM_HINT_T0);
-        if constexpr (!kF8) _mm_prefetch(later + 64, _MM_HINT_T0);
+        const uint8_t* line = p + (kR == 2 ? kNear : later.ahead);
+        _mm_prefetch(line, _MM_HINT_T0);
+        if constexpr (!kF8) _mm_prefetch(line + 64, _MM_HINT_T0);
+      }
+      if constexpr (kTurn != Turn::kNone) {
+        static_assert(kF8);
+        // The next block, or all of the next tiles, which L1 does not hold.
+        constexpr auto kHint = kTurn == Turn::kAtBlock ? _MM_HINT_T0 : _MM_HINT_T1;
+        if (i % 4 == 0) _mm_prefetch(half + s * stride, kHint);
       }
       if constexpr (kF8) {
         decoder.both(load64<S>(p), &w0[s], &w1[s]);
@@ -120,6 +131,13 @@ template <class S, int kR, int kS, bool kF8, int kTurns>
   add_pair<S, kR, kS>(w0, x, i, acc);
 }
 
+// What is fetched ahead. Zen 4 (32 KiB of L1) is fastest with a single stream fetched far ahead,
+// into L2, as its L1 has too few places for lines on their way: FP8 alone, and no short tiles. Zen
+// 5 (48 KiB) with four streams, of each what lies 2 KiB further on (FP8: the next block), into L1:
+// FP8 1.04 to 1.28 times as fast as the other way, BF16 1.0 to 1.08 times as fast as direct_rows
+// with one row, 1.08 to 1.16 as panels with more.
+enum class Fetch { kFarIntoL2, kNextIntoL1 };
+
 // Where a call's weights lie.
 template <class S>
 struct Streams {
@@ -141,13 +159,13 @@ struct Streams {
 
 // Block `block`, `pairs` pairs from w on, of kS tiles for the kR rows whose inputs x points at and
 // whose results `out`.
-template <class S, int kR, int kS, bool kF8, int kTurns>
+template <class S, int kR, int kS, bool kF8, Turn kTurn>
 [[gnu::always_inline]] inline void direct_block(const GemmArgs& a, const Streams<S>& in,
                                                 const uint8_t* w, int32_t tile, int32_t block,
-                                                int32_t pairs, int64_t ahead,
+                                                int32_t pairs, const Later& later,
                                                 const uint32_t* const* x, float* out) {
   __m512 acc[kR][kS];
-  direct_dot<S, kR, kS, kF8, kTurns>(in.decoder, w, in.stride, pairs, ahead, x, acc);
+  direct_dot<S, kR, kS, kF8, kTurn>(in.decoder, w, in.stride, pairs, later, x, acc);
 #pragma GCC unroll 4
   for (int s = 0; s < kS; ++s) {
     const __m512 scale = in.scales.get(tile + s, block);
@@ -160,10 +178,10 @@ template <class S, int kR, int kS, bool kF8, int kTurns>
   }
 }
 
-// kS tiles for rows [row, row + kR).
-template <class S, int kR, int kS, bool kF8>
+// kS tiles for rows [row, row + kR), the second turn at these tiles or not.
+template <class S, int kR, int kS, bool kF8, Turn kTurn>
 [[gnu::noinline]] void direct_rows(const GemmArgs& a, const Streams<S>& in, int32_t tile,
-                                   int32_t row) {
+                                   int32_t row, bool second) {
   constexpr int64_t kPairBytes = kF8 ? 32 : 64;
   const uint8_t* w = in.data + tile * in.stride;
   const uint32_t* x[kR];
@@ -171,13 +189,14 @@ template <class S, int kR, int kS, bool kF8>
   for (int r = 0; r < kR; ++r) x[r] = static_cast<const uint32_t*>(a.x[row + r]);
   float* out = a.out + row * a.out_stride + 16 * tile;
   const int64_t after = tile + kS < a.tiles ? kS * in.stride : (a.next != nullptr ? a.next - w : 0);
+  const uint8_t* half = w + after + (second ? in.tile_bytes / 2 : 0);
   for (int32_t begin = 0, block = 0; begin < in.all_pairs; begin += in.block_pairs, ++block) {
     const int32_t left = in.all_pairs - begin;
     const int32_t pairs = left < in.block_pairs ? left : in.block_pairs;
     // The next block of these tiles, or the first of the next ones.
     const int64_t ahead = left > pairs ? pairs * kPairBytes : after - begin * kPairBytes;
-    direct_block<S, kR, kS, kF8, 1>(a, in, w + begin * kPairBytes, tile, block, pairs, ahead, x,
-                                    out);
+    direct_block<S, kR, kS, kF8, kTurn>(a, in, w + begin * kPairBytes, tile, block, pairs,
+                                        {ahead, half + begin / 2 * kPairBytes}, x, out);
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) x[r] += pairs;
   }
@@ -198,9 +217,12 @@ template <class S, int kR>
     const int32_t pairs = left < in.block_pairs ? left : in.block_pairs;
     const int64_t ahead = left > pairs ? pairs * kPairBytes : after - begin * kPairBytes;
     const uint8_t* w = in.data + begin * kPairBytes;
-    direct_block<S, kFirst, 4, true, 2>(a, in, w, 0, block, pairs, ahead, x, a.out);
-    direct_block<S, kR - kFirst, 4, true, 2>(a, in, w, 0, block, pairs,
-                                             ahead + pairs / 2 * kPairBytes, x + kFirst, second);
+    const uint8_t* half = w + ahead;
+    direct_block<S, kFirst, 4, true, Turn::kAtBlock>(a, in, w, 0, block, pairs, {0, half}, x,
+                                                     a.out);
+    half += pairs / 2 * kPairBytes;
+    direct_block<S, kR - kFirst, 4, true, Turn::kAtBlock>(a, in, w, 0, block, pairs, {0, half},
+                                                          x + kFirst, second);
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) x[r] += pairs;
   }
@@ -212,12 +234,12 @@ constexpr int32_t kFourTileRows = 4;
 // Tiles shorter than this leave each other too few sums of their own: more of them go together.
 constexpr int64_t kLongTile = 16 << 10;
 
-template <class S, int kS, bool kF8, int kR = 1>
+template <class S, int kS, bool kF8, Turn kTurn, int kR = 1>
 inline void direct_some(const GemmArgs& a, const Streams<S>& in, int32_t tile, int32_t row,
-                        int32_t rows) {
-  if (rows == kR) return direct_rows<S, kR, kS, kF8>(a, in, tile, row);
+                        int32_t rows, bool second = false) {
+  if (rows == kR) return direct_rows<S, kR, kS, kF8, kTurn>(a, in, tile, row, second);
   if constexpr (kR < (kS == 4 ? kFourTileRows : kDirectRows)) {
-    direct_some<S, kS, kF8, kR + 1>(a, in, tile, row, rows);
+    direct_some<S, kS, kF8, kTurn, kR + 1>(a, in, tile, row, rows, second);
   }
 }
 
@@ -225,14 +247,24 @@ inline void direct_some(const GemmArgs& a, const Streams<S>& in, int32_t tile, i
 // block of different tiles: far apart, so that the memory system takes them for what they are. Left
 // to the hardware, four such streams read 22 GB/s on a Zen 4 core with 4 KiB pages; one stream 16,
 // four of 2 KiB that lie side by side (blocks of one tile) 11. More rows than fit into the
-// registers take turns; widening again for each costs less than going through scratch.
-template <class S, int kS, bool kF8>
+// registers take turns; widening again for each costs less than going through scratch. On Zen 5
+// each of two turns fetches half of the next long tiles: left to the first, while memory idled in
+// the second, 9 rows were 0.87 times as fast, 12 rows 0.9, 16 rows 0.93.
+template <class S, int kS, bool kF8, Fetch kFetch>
 int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
   const int32_t turns = (a.rows + kDirectRows - 1) / kDirectRows;
   for (; tile + kS <= a.tiles; tile += kS) {
+    if constexpr (kF8 && kS == 2 && kFetch == Fetch::kNextIntoL1) {
+      if (turns == 2 && in.tile_bytes >= kLongTile) {
+        const int32_t first = a.rows / 2;
+        direct_some<S, kS, kF8, Turn::kAtTiles, 4>(a, in, tile, 0, first, false);
+        direct_some<S, kS, kF8, Turn::kAtTiles, 4>(a, in, tile, first, a.rows - first, true);
+        continue;
+      }
+    }
     for (int32_t turn = 0, row = 0; turn < turns; ++turn) {
       const int32_t rows = (a.rows - row) / (turns - turn);  // as even as they can be
-      direct_some<S, kS, kF8>(a, in, tile, row, rows);
+      direct_some<S, kS, kF8, Turn::kNone>(a, in, tile, row, rows);
       row += rows;
     }
   }
@@ -241,12 +273,6 @@ int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
 
 // --- very few rows: memory, or a far cache, is what they wait for
 
-// What is fetched ahead. Zen 4 (32 KiB of L1) is fastest with a single stream fetched far ahead,
-// into L2, as its L1 has too few places for lines on their way: FP8 alone, and no short tiles. Zen
-// 5 (48 KiB) with four streams, of each what lies 2 KiB further on (FP8: the next block), into L1:
-// FP8 1.04 to 1.28 times as fast as the other way, BF16 1.0 to 1.08 times as fast as direct_rows
-// with one row, 1.08 to 1.16 as panels with more.
-enum class Fetch { kFarIntoL2, kNextIntoL1 };
 // Nearer or farther is slower. 4 KiB on, which is where a stream's lines lie in L1 themselves, BF16
 // was 1.03 to 1.12 times as slow.
 constexpr int64_t kNextBytes = 2048;
@@ -438,9 +464,9 @@ void direct(const GemmArgs& a) {
     if (take_turns<S>(a, in)) return;
   }
   int32_t tile = 0;
-  if (a.rows <= kFourTileRows) tile = direct_tiles<S, 4, kF8>(a, in, tile);
-  tile = direct_tiles<S, 2, kF8>(a, in, tile);
-  direct_tiles<S, 1, kF8>(a, in, tile);
+  if (a.rows <= kFourTileRows) tile = direct_tiles<S, 4, kF8, kFetch>(a, in, tile);
+  tile = direct_tiles<S, 2, kF8, kFetch>(a, in, tile);
+  direct_tiles<S, 1, kF8, kFetch>(a, in, tile);
 }
 
 }  // namespace dsv3::kernels::few
