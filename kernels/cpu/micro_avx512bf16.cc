@@ -222,13 +222,14 @@ void gemm(const GemmArgs& a) {
   // Up to here widening FP8 in registers wins; BF16, which has nothing to widen, is read straight
   // from memory, five to eight rows 1.1 to 1.2 times as fast as by panels.
   constexpr bool kFar = kFetch == Fetch::kFarIntoL2;
-  constexpr int32_t kFewRows[] = {kFar ? 1 : few::kDirectRows, kFar ? 32 : 16};
   const bool f8 = a.w.type == WeightType::kF8E4M3;
+  const int32_t f8_rows = kFar || int64_t{a.w.k} * 16 >= few::kLongTile ? 32 : 16;
+  const int32_t few_rows = f8 ? f8_rows : kFar ? 1 : few::kDirectRows;
   if (a.w.type == WeightType::kMXFP4) {
     mx::gemm<Avx512>(a);
   } else if (a.w.type == WeightType::kF32 || a.w.type == WeightType::kF16) {
     simd::gemm<Avx512>(a);
-  } else if (a.rows > kFewRows[f8 ? 1 : 0]) {
+  } else if (a.rows > few_rows) {
     gemm_many<kFetch>(a);
   } else if (f8) {
     few::direct<Avx512, true, kFetch>(a);

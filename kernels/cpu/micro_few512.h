@@ -248,23 +248,20 @@ inline void direct_some(const GemmArgs& a, const Streams<S>& in, int32_t tile, i
 // to the hardware, four such streams read 22 GB/s on a Zen 4 core with 4 KiB pages; one stream 16,
 // four of 2 KiB that lie side by side (blocks of one tile) 11. More rows than fit into the
 // registers take turns; widening again for each costs less than going through scratch. On Zen 5
-// each of two turns fetches half of the next long tiles: left to the first, while memory idled in
-// the second, 9 rows were 0.87 times as fast, 12 rows 0.9, 16 rows 0.93.
+// each of the first two turns fetches half of the next long tiles: left to the first, while memory
+// idled in the second, 9 rows were 0.87 times as fast, 12 rows 0.9, 16 rows 0.93.
 template <class S, int kS, bool kF8, Fetch kFetch>
 int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
   const int32_t turns = (a.rows + kDirectRows - 1) / kDirectRows;
   for (; tile + kS <= a.tiles; tile += kS) {
-    if constexpr (kF8 && kS == 2 && kFetch == Fetch::kNextIntoL1) {
-      if (turns == 2 && in.tile_bytes >= kLongTile) {
-        const int32_t first = a.rows / 2;
-        direct_some<S, kS, kF8, Turn::kAtTiles, 4>(a, in, tile, 0, first, false);
-        direct_some<S, kS, kF8, Turn::kAtTiles, 4>(a, in, tile, first, a.rows - first, true);
-        continue;
-      }
-    }
     for (int32_t turn = 0, row = 0; turn < turns; ++turn) {
       const int32_t rows = (a.rows - row) / (turns - turn);  // as even as they can be
-      direct_some<S, kS, kF8, Turn::kNone>(a, in, tile, row, rows);
+      bool fetches = false;
+      if constexpr (kF8 && kS == 2 && kFetch == Fetch::kNextIntoL1) {
+        fetches = turns > 1 && turn < 2 && in.tile_bytes >= kLongTile;
+        if (fetches) direct_some<S, kS, kF8, Turn::kAtTiles, 4>(a, in, tile, row, rows, turn == 1);
+      }
+      if (!fetches) direct_some<S, kS, kF8, Turn::kNone>(a, in, tile, row, rows);
       row += rows;
     }
   }
