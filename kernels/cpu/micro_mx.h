@@ -148,6 +148,27 @@ inline void direct_block(const uint8_t* w, const uint8_t* scales, int64_t stride
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kSteps / 2; ++i) {
+      if constexpr (kVectors == 1 && kR > 5) {
+        // Many rows are short of loads: with all tiles widened before any is used they share the
+        // activations, and eight are 1.2 to 1.3 times as fast on Zen 5. Two to five are not.
+        typename S::B lo[kT], hi[kT];
+#pragma GCC unroll 4
+        for (int t = 0; t < kT; ++t) {
+          fetch<S, kR>(ahead + t * stride + i * 64);
+          S::mx_widen(w + t * stride + i * 64, &lo[t], &hi[t]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+          for (int t = 0; t < kT; ++t) sum[r][t][0].dot(lo[t], x[r]->q + 8 * i);
+#pragma GCC unroll 4
+          for (int t = 0; t < kT; ++t) {
+            sum[r][t][0].dot(hi[t], x[r]->q + 8 * i + 4);
+            if (i == 1 || i == 3) sum[r][t][0].half();
+          }
+        }
+        continue;
+      }
 #pragma GCC unroll 4
       for (int t = 0; t < kT; ++t) {
         if (first == 0) fetch<S, kR>(ahead + t * stride + i * 64);
@@ -222,6 +243,19 @@ inline void direct(const GemmArgs& a, const Tiles& w) {
   } else {
     if (a.rows == kR) return direct_rows<S, kR>(a, w, 0);
     direct<S, kR - 1>(a, w);
+  }
+}
+
+// More rows than kMxDirect take turns.
+template <class S>
+[[gnu::noinline]] void direct_turns(const GemmArgs& a, const Tiles& w) {
+  const int32_t turns = (a.rows + S::kMxDirect - 1) / S::kMxDirect;
+  GemmArgs part = a;
+  for (int32_t turn = 0, row = 0; turn < turns; ++turn, row += part.rows) {
+    part.rows = (a.rows - row) / (turns - turn);  // as even as they can be
+    part.x = a.x + row;
+    part.out = a.out + row * a.out_stride;
+    direct<S, S::kMxDirect>(part, w);
   }
 }
 
@@ -351,6 +385,10 @@ void gemm(const GemmArgs& a) {
   }
   const Tiles tiles = tiles_of<S>(a);
   if (a.rows <= S::kMxDirect) return direct<S, S::kMxDirect>(a, tiles);
+  // With AVX-512 turns, each of which widens the weights again, are faster than going through
+  // scratch: 9 to 16 rows 1.2 times on Zen 5, 24 rows 1.1, 32 rows 1.07.
+  constexpr int32_t kMostTurns = S::kLanes == 16 ? 4 : 1;
+  if (a.rows <= kMostTurns * S::kMxDirect) return direct_turns<S>(a, tiles);
   static_assert((sizeof(typename S::B) * 16 / S::kLanes * kSteps + 16 * sizeof(float)) * kGroup *
                     kGroupTiles <=
                 kGemmScratch);
