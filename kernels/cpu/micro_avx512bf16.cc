@@ -223,6 +223,7 @@ void gemm(const GemmArgs& a) {
   // from memory, five to eight rows 1.1 to 1.2 times as fast as by panels.
   constexpr bool kFar = kFetch == Fetch::kFarIntoL2;
   const bool f8 = a.w.type == WeightType::kF8E4M3;
+  // On Zen 5 more rows where a tile, 16 bytes for each input, is long.
   const int32_t f8_rows = kFar || int64_t{a.w.k} * 16 >= few::kLongTile ? 32 : 16;
   const int32_t few_rows = f8 ? f8_rows : kFar ? 1 : few::kDirectRows;
   if (a.w.type == WeightType::kMXFP4) {

@@ -178,7 +178,8 @@ template <class S, int kR, int kS, bool kF8, Turn kTurn>
   }
 }
 
-// kS tiles for rows [row, row + kR), the second turn at these tiles or not.
+// kS tiles for rows [row, row + kR). second: of Turn::kAtTiles, the one that fetches the later
+// half.
 template <class S, int kR, int kS, bool kF8, Turn kTurn>
 [[gnu::noinline]] void direct_rows(const GemmArgs& a, const Streams<S>& in, int32_t tile,
                                    int32_t row, bool second) {
@@ -232,6 +233,7 @@ constexpr int32_t kDirectRows = 8;  // of one direct_rows at most
 // One row needs four tiles for enough independent sums; beyond four rows two are all that fits.
 constexpr int32_t kFourTileRows = 4;
 // Tiles shorter than this leave each other too few sums of their own: more of them go together.
+// They also tell a small model, whose weights lie in caches, from one that is read from memory.
 constexpr int64_t kLongTile = 16 << 10;
 
 template <class S, int kS, bool kF8, Turn kTurn, int kR = 1>
@@ -259,6 +261,7 @@ int32_t direct_tiles(const GemmArgs& a, const Streams<S>& in, int32_t tile) {
       bool fetches = false;
       if constexpr (kF8 && kS == 2 && kFetch == Fetch::kNextIntoL1) {
         fetches = turns > 1 && turn < 2 && in.tile_bytes >= kLongTile;
+        // A turn of several has four rows at the least.
         if (fetches) direct_some<S, kS, kF8, Turn::kAtTiles, 4>(a, in, tile, row, rows, turn == 1);
       }
       if (!fetches) direct_some<S, kS, kF8, Turn::kNone>(a, in, tile, row, rows);
