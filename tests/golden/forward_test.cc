@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/golden/runner.h"
+#include "tests/support/forwarding_device.h"
 #include "tests/support/guard_device.h"
 
 namespace dsv3 {
@@ -213,13 +214,20 @@ TEST_CASE("chunks, forks, truncation and threads leave every bit as it is") {
   }
 }
 
+// On a machine that is as busy with other programs as the test says.
+struct BusyDevice : test::ForwardingDevice {
+  using ForwardingDevice::ForwardingDevice;
+  int threads_in_use() const override { return in_use; }
+  int in_use = threads();
+};
+
 TEST_CASE("several sequences in one step give each the bits it has alone") {
   for (const std::string& kernel_set : kernels::kernel_sets()) {
     CAPTURE(kernel_set);
     const auto model = open_model("tiny-coder");
     const auto golden = golden_of("tiny-coder");
-    const auto device = device_of(kernel_set);
-    Runner runner(model, device.get());
+    BusyDevice device(device_of(kernel_set));
+    Runner runner(model, &device);
     const auto vocab = static_cast<size_t>(runner.config.vocab_size);
     std::vector<std::vector<int32_t>> prompts;
     std::vector<std::unique_ptr<PageTable>> tables;
@@ -247,12 +255,16 @@ TEST_CASE("several sequences in one step give each the bits it has alone") {
     Step step;
     step.tokens = batch;
     step.sequences = sequences;
-    // A small model's first such step goes in lanes where the device has them, the second does not.
-    Runner fresh(model, device.get());
+    // A small model's first such step goes in lanes where the device has them and all its threads,
+    // the second does not.
+    Runner fresh(model, &device);
     const int64_t moe_layers =
         runner.config.num_hidden_layers - runner.config.first_k_dense_replace;
     uint64_t choices = 0;
-    for (const int lanes : {kernel_set == "ref" ? 0 : 2, 0}) {
+    const int all = device.threads();
+    const int lanes_of_all = kernel_set == "ref" ? 0 : 2;
+    for (const auto& [threads, lanes] : {std::pair(1, 0), {all, lanes_of_all}, {all, 0}}) {
+      device.in_use = threads;
       REQUIRE(fresh.forward->run(step).ok());
       CHECK(fresh.forward->lanes() == lanes);
       std::vector<float> logits(last_rows.size() * vocab);
@@ -267,7 +279,7 @@ TEST_CASE("several sequences in one step give each the bits it has alone") {
       CHECK(std::accumulate(load.begin(), load.end(), uint64_t{0}) == choices);
     }
     // Where steps are small, lanes of these rows would be longer than one layer of the largest.
-    Runner small(model, device.get(), 64);
+    Runner small(model, &device, 64);
     REQUIRE(small.forward->run(step).ok());
     CHECK(small.forward->lanes() == 0);
   }

@@ -7,20 +7,22 @@
 #include <cstring>
 #include <map>
 
+#include "tests/support/forwarding_device.h"
+
 namespace dsv3::test {
 namespace {
 
 using namespace kernels;  // NOLINT: the whole file is one implementation of its interface
 
-class GuardDevice : public Device {
+class GuardDevice : public ForwardingDevice {
  public:
-  explicit GuardDevice(std::unique_ptr<Device> inner) : inner_(std::move(inner)) {}
+  using ForwardingDevice::ForwardingDevice;
   ~GuardDevice() override {
     for (const auto& [p, size] : ranges_) munmap(p, size);
   }
 
-  const char* name() const override { return inner_->name(); }
-  int threads() const override { return inner_->threads(); }
+  // Lanes' operations would not pass here.
+  Result<std::unique_ptr<Device>> make_lane() const override { return std::unique_ptr<Device>(); }
 
   Dev<std::byte> alloc(size_t bytes) override {
     const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -53,15 +55,6 @@ class GuardDevice : public Device {
     return copy;
   }
   void unbind(Dev<const std::byte> p) override { unmap(const_cast<std::byte*>(p.get())); }
-
-  Status reserve(const Limits& limits) override { return inner_->reserve(limits); }
-  uint64_t scratch_bytes(const Limits& limits, int threads) const override {
-    return inner_->scratch_bytes(limits, threads);
-  }
-  Status synchronize() override { return inner_->synchronize(); }
-  size_t latent_page_bytes(const MlaShape& shape) const override {
-    return inner_->latent_page_bytes(shape);
-  }
 
   void embed(const Matrix& table, std::span<const int32_t> ids, Dev<float> out,
              int64_t out_stride) override {
@@ -107,13 +100,6 @@ class GuardDevice : public Device {
     const Opened opened(*this);
     inner_->reduce_logits(logits, stride, rows, vocab, stats);
   }
-  void weigh(std::span<const float> logits, float max, float scale, float* weights,
-             double* sums) override {
-    inner_->weigh(logits, max, scale, weights, sums);
-  }
-  void run_on_threads(void (*body)(void*, int, int), void* context, int tasks) override {
-    inner_->run_on_threads(body, context, tasks);
-  }
 
  private:
   // All memory readable and writable while one of these lives.
@@ -134,7 +120,6 @@ class GuardDevice : public Device {
     ranges_.erase(it);
   }
 
-  std::unique_ptr<Device> inner_;
   std::map<void*, size_t> ranges_;
 };
 
