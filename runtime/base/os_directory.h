@@ -60,8 +60,9 @@ class PrivateDirectory {
   void touch(const std::string& name) const;  // now is its used_ns
   // A file, or an empty directory in a file's place. True when it is gone by this call.
   bool remove(const std::string& name) const;
-  // Whether a name is that of a file that is being written (or was, by a process that died).
-  static bool is_temporary(const std::string& name);
+  // The name that a file which is being written (or was, by a process that died) was to have in the
+  // end; empty when `name` is none of such a file.
+  static std::string final_name(const std::string& name);
 
  private:
   PrivateDirectory(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}

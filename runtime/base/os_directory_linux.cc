@@ -56,7 +56,9 @@ Status write_all(int fd, std::span<const std::byte> bytes, const std::string& pa
 
 PrivateDirectory::Lock::Lock(Lock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
 PrivateDirectory::Lock::~Lock() {
-  if (fd_ >= 0) ::close(fd_);  // which unlocks
+  if (fd_ < 0) return;
+  ::flock(fd_, LOCK_UN);  // closing does not while a process that forked meanwhile has it open, too
+  ::close(fd_);
 }
 
 uint64_t PrivateDirectory::Lock::counter() const {
@@ -215,8 +217,12 @@ bool PrivateDirectory::remove(const std::string& name) const {
   return errno == EISDIR && ::unlinkat(fd_, name.c_str(), AT_REMOVEDIR) == 0;
 }
 
-bool PrivateDirectory::is_temporary(const std::string& name) {
-  return name.starts_with(kTemporaryPrefix);
+std::string PrivateDirectory::final_name(const std::string& name) {
+  if (!name.starts_with(kTemporaryPrefix)) return "";
+  const size_t process = strlen(kTemporaryPrefix);
+  const size_t end = name.find_first_not_of("0123456789", process);
+  const bool is_ours = end != std::string::npos && end > process && name[end] == '-';
+  return is_ours ? name.substr(end + 1) : "";
 }
 
 }  // namespace dsv3

@@ -50,7 +50,14 @@ uint64_t content_hash(std::span<const std::byte> tokens, std::span<const std::by
   return XXH3_64bits_withSeed(page.data(), page.size(), XXH3_64bits(tokens.data(), tokens.size()));
 }
 
-bool is_page(const std::string& name) { return name.ends_with(kSuffix); }
+// Other files in the directory are none of the cache's business. See name_of().
+bool is_page(const std::string& name) {
+  constexpr size_t kDigits = 32;
+  return name.find_first_not_of("0123456789abcdef") == kDigits &&
+         name.compare(kDigits, std::string::npos, kSuffix) == 0;
+}
+// Writers hold the lock: who holds it finds only those of writers that died.
+bool is_leftover(const std::string& name) { return is_page(PrivateDirectory::final_name(name)); }
 
 }  // namespace
 
@@ -71,7 +78,7 @@ Status DiskTier::purge(const std::string& path, uint64_t* bytes) {
   DSV3_ASSIGN(const std::vector<PrivateDirectory::Entry> entries, directory.list());
   uint64_t removed = 0;
   for (const auto& entry : entries) {
-    if (!is_page(entry.name) && !PrivateDirectory::is_temporary(entry.name)) continue;
+    if (!is_page(entry.name) && !is_leftover(entry.name)) continue;
     if (directory.remove(entry.name)) removed += entry.size;
   }
   lock.set_counter(0);
@@ -89,6 +96,8 @@ std::string DiskTier::name_of(std::span<const int32_t> prefix) const {
 
 Status DiskTier::shrink(uint64_t limit, uint64_t* used) {
   DSV3_ASSIGN(std::vector<PrivateDirectory::Entry> entries, directory_.list());
+  std::erase_if(entries,
+                [](const auto& entry) { return !is_page(entry.name) && !is_leftover(entry.name); });
   uint64_t total = 0;
   for (const auto& entry : entries) total += entry.size;
   std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
@@ -97,9 +106,7 @@ Status DiskTier::shrink(uint64_t limit, uint64_t* used) {
     return when_a != when_b ? when_a < when_b : a.size > b.size;
   });
   for (const auto& entry : entries) {
-    // Writers hold the lock: a temporary file that is there now belongs to nobody.
-    const bool stale = PrivateDirectory::is_temporary(entry.name);
-    if (!stale && (total <= limit || !is_page(entry.name))) continue;
+    if (total <= limit && !is_leftover(entry.name)) continue;
     if (directory_.remove(entry.name)) total -= entry.size;
   }
   *used = total;
@@ -133,7 +140,7 @@ Status DiskTier::put(std::span<const int32_t> prefix, std::span<const std::byte>
     const uint64_t room = std::min(max_bytes_, size + max_bytes_ / 10);
     DSV3_TRY(shrink(max_bytes_ - room, &used));
   }
-  if (used > max_bytes_ - size) return {};  // what is left are others' files
+  if (used > max_bytes_ - size) return {};  // what is left could not be removed
   // Counted before it is there: a process that dies in between leaves the count too high, never too
   // low.
   lock.set_counter(used + size);

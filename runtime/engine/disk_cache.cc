@@ -120,7 +120,7 @@ void DiskCache::loop() {
       if (task != nullptr) {
         read_for(task.get());
       } else {
-        write(tokens);
+        write(std::move(tokens));
       }
     } catch (const std::bad_alloc&) {
       report(engine_->out_of_memory());
@@ -185,7 +185,15 @@ void DiskCache::weed(std::span<const int32_t> tokens, size_t begin) {
   }
 }
 
-void DiskCache::write(std::span<const int32_t> tokens) {
+bool DiskCache::gives_way(std::vector<int32_t>* tokens) {
+  const std::lock_guard lock(mutex_);
+  if (reads_.empty()) return false;
+  writes_.push_front(std::move(*tokens));
+  return true;
+}
+
+void DiskCache::write(std::vector<int32_t> all) {
+  const std::span<const int32_t> tokens = all;
   const size_t width = identity_.page_tokens;
   const auto size = static_cast<size_t>(identity_.page_bytes);
   const size_t pages = tokens.size() / width;
@@ -206,6 +214,7 @@ void DiskCache::write(std::span<const int32_t> tokens) {
       const Status put =
           tier_->put(tokens.first((begin + i + 1) * width), {buffer_.data() + i * size, size});
       if (!put.ok()) return report(put);
+      if (gives_way(&all)) return;  // what is there is not written again
     }
     begin += copied;
   }

@@ -52,7 +52,9 @@ class DiskCache {
   void loop();
   void read_for(Task* task);
   void weed(std::span<const int32_t> tokens, size_t begin);
-  void write(std::span<const int32_t> tokens);
+  void write(std::vector<int32_t> tokens);
+  // Requests wait for what is read: if one does, these tokens are written after that.
+  bool gives_way(std::vector<int32_t>* tokens);
   void report(const Status& status);
   size_t pages_at_once() const;
 

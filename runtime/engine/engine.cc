@@ -196,15 +196,15 @@ Result<MemoryEstimate> Engine::estimate(const Model& model, const EngineOptions&
 
 void Engine::shutdown() noexcept {
   const bool may_wait = !on_engine_thread() && !CallbackScope::active();
-  if (disk_ != nullptr) {
-    {
-      const std::lock_guard lock(mutex_);
-      for (const auto& task : tasks_) task->cancel();
-      wake_ = true;
-      work_.notify_all();
-    }
-    disk_->stop(kDiskGraceNs, may_wait);  // it needs the engine's thread to copy pages
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+    for (const auto& task : tasks_) task->cancel();
+    wake_ = true;
+    work_.notify_all();
   }
+  // It needs the engine's thread to copy pages.
+  if (disk_ != nullptr) disk_->stop(kDiskGraceNs, may_wait);
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true, std::memory_order_relaxed);

@@ -234,8 +234,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::condition_variable errand_done_;
   std::condition_variable idle_;  // who waits for an abandoned task's end
   std::vector<std::shared_ptr<Task>> tasks_;
-  bool wake_ = false;    // something changed since the thread last looked
-  bool detach_ = false;  // nobody will join the thread
+  bool wake_ = false;     // something changed since the thread last looked
+  bool detach_ = false;   // nobody will join the thread
+  bool closing_ = false;  // no task is taken any more; the disk cache still is written
   std::atomic<bool> stop_{false};
   uint64_t sessions_ = 0, submitted_ = 0;
   EngineStatistics statistics_;
@@ -273,7 +274,7 @@ Status Engine::submit(std::shared_ptr<Task> task, Prepare prepare) {
   std::unique_lock<std::mutex> lock;
   Session& session = task->session();
   DSV3_TRY(lock_idle(session, &lock));
-  if (stop_.load(std::memory_order_relaxed)) {
+  if (closing_) {
     return Status(Code::kCancelled, "the context was freed", "context");
   }
   tasks_.reserve(tasks_.size() + 1);  // what can fail comes before the session is changed

@@ -1,10 +1,16 @@
 // Prefixes that outlive the process: a new context starts warm from a directory, with the same
 // bits, and whatever happens to the directory costs no more than computing again.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <thread>
 
 #include "tests/api/outcome_support.h"
@@ -141,6 +147,100 @@ TEST_CASE("several contexts share a directory, and requests can be cancelled whi
     const Outcome outcome = finish(request.get());
     CHECK((outcome.reason == DSV3_FINISH_CANCELLED || outcome.reason == DSV3_FINISH_MAX_TOKENS));
   }
+}
+
+size_t pages_in(const std::string& path) {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(path)) {
+    count += entry.path().extension() == ".page" ? 1 : 0;
+  }
+  return count;
+}
+
+// Holds the lock of a directory, but for moments: pages are written slowly.
+class Contender {
+ public:
+  explicit Contender(const std::string& path)
+      : fd_(::open((path + "/.lock").c_str(), O_RDWR | O_CLOEXEC)), thread_([this] {
+          while (!done_) {
+            ::flock(fd_, LOCK_EX);
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            ::flock(fd_, LOCK_UN);
+            std::this_thread::sleep_for(std::chrono::milliseconds(2));
+          }
+        }) {}
+  ~Contender() {
+    done_ = true;
+    thread_.join();
+    ::close(fd_);
+  }
+
+ private:
+  const int fd_;
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+// How slowly depends on the machine: some attempt shows what has to be seen.
+bool is_seen(const std::function<bool(dsv3_model* model, const std::string& path)>& attempt) {
+  const ModelHandle model = open_model();
+  for (int i = 0; i < 30; ++i) {
+    const TemporaryFolder folder;
+    if (attempt(model.get(), folder.file("cache"))) return true;
+  }
+  return false;
+}
+
+constexpr size_t kLongPages = 1900 / 64;
+
+TEST_CASE("a request does not wait until another one's prefix is written") {
+  CHECK(is_seen([](dsv3_model* model, const std::string& path) {
+    const ContextHandle context =
+        make_context(model, {.prefill_chunk = 64, .disk_cache_dir = path.c_str()});
+    {
+      const Contender contender(path);
+      generate(session_with(1900, context.get()).get(), answer());
+      dsv3_request_options one = answer();
+      one.max_tokens = 1;
+      const SessionHandle session = make_session(context.get());
+      append(session.get(), std::vector<int32_t>(100, 77));  // the disk is asked for its first page
+      for (int i = 0; i < 1000 && pages_in(path) == 0; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      generate(session.get(), one);
+      if (pages_in(path) >= kLongPages) return false;
+    }
+    // What was put off is written all the same, unless somebody held the lock too long.
+    for (int i = 0; i < 100 && pages_in(path) < kLongPages; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return pages_in(path) >= kLongPages;
+  }));
+}
+
+TEST_CASE("a context that is being freed starts nothing") {
+  CHECK(is_seen([](dsv3_model* model, const std::string& path) {
+    ContextHandle context =
+        make_context(model, {.prefill_chunk = 64, .disk_cache_dir = path.c_str()});
+    const SessionHandle other = session_with(10, context.get());
+    const Contender contender(path);
+    generate(session_with(1900, context.get()).get(), answer());
+    std::thread freeing([&] { context.reset(); });
+    dsv3_status status = DSV3_OK;
+    while (status == DSV3_OK) {
+      dsv3_request* request = nullptr;
+      Error error;
+      const dsv3_request_options options = answer();
+      status = dsv3_request_start(other.get(), &options, &request, error.out());
+      const RequestHandle handle(request);
+      if (status == DSV3_OK) finish(handle.get());
+    }
+    CHECK(status == DSV3_E_CANCELLED);
+    // From the beginning on, not only when everything is written.
+    const size_t written = pages_in(path);
+    freeing.join();
+    return pages_in(path) > written;
+  }));
 }
 
 TEST_CASE("directories that cannot serve are refused when the context is made") {

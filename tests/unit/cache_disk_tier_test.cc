@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -248,15 +249,62 @@ TEST_CASE("purge, leftovers of a writer that died, and foreign files") {
   const std::string path = dir.file("cache");
   auto t = tier(path);
   REQUIRE(t->put(tokens(64), page(1)).ok());
-  test::write_bytes(path + "/.tmp-1-x", "half");
-  test::write_bytes(path + "/notes.txt", "mine");
-  t = tier(path);
-  CHECK_FALSE(file_exists(path + "/.tmp-1-x"));
+  const std::string name(32, 'a');
+  const std::string leftover = path + "/.tmp-1-" + name + ".page";
+  const std::string foreign[] = {"notes.txt",
+                                 ".tmp-mine",
+                                 "notes.page",
+                                 name.substr(1) + ".page",
+                                 name + "a.page",
+                                 name + ".page~",
+                                 "A" + name.substr(1) + ".page",
+                                 ".tmp-" + name + ".page",
+                                 ".tmp-1-notes",
+                                 ".tmp-x-" + name + ".page"};
+  for (const std::string& other : foreign) {
+    test::write_bytes(path + "/" + other, std::string(8192, 'x'));
+  }
+  test::write_bytes(leftover, "half");
+  t = tier(path, 8192);  // others' files are neither removed nor counted
+  CHECK_FALSE(file_exists(leftover));
+  CHECK(has(t.get(), tokens(64), 1));
+  test::write_bytes(leftover, "half");
   uint64_t bytes = 0;
   REQUIRE(DiskTier::purge(path, &bytes).ok());
   CHECK(bytes > 4096);
+  CHECK_FALSE(file_exists(leftover));
   CHECK_FALSE(has(t.get(), tokens(64), 1));
-  CHECK(file_exists(path + "/notes.txt"));
+  for (const std::string& other : foreign) {
+    CAPTURE(other);
+    CHECK(file_exists(path + "/" + other));
+  }
+}
+
+TEST_CASE("a process that forks does not keep the lock") {
+  test::TemporaryFolder dir;
+  const auto made = PrivateDirectory::open(dir.file("cache"), /*make=*/true);
+  REQUIRE(made.ok());
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  pid_t child = 0;
+  {
+    const auto lock = made.value().lock(0);
+    REQUIRE(lock.ok());
+    CHECK(made.value().lock(0).status().code() == Code::kBusy);
+    child = ::fork();
+    if (child == 0) {  // lives until the parent closes its end
+      ::close(ends[1]);
+      char byte;
+      ::_exit(::read(ends[0], &byte, 1) == 0 ? 0 : 1);
+    }
+  }
+  REQUIRE(child > 0);
+  CHECK(made.value().lock(0).ok());
+  ::close(ends[0]);
+  ::close(ends[1]);
+  int status = 0;
+  CHECK(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
 }
 
 TEST_CASE("directories that others may read, files and missing parents are refused") {
