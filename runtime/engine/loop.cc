@@ -393,7 +393,8 @@ void Engine::set_computed(const PlanRows& part) {
   Session& session = part.task->session();
   session.state().computed = computed_after(part);
   session.publish();
-  cache_->keep(&session);
+  // The index's pages may lack what an exclusive task writes for the MTP module.
+  if (!part.task->exclusive()) cache_->keep(&session);
 }
 
 void Engine::commit(StepPlan* plan, const Step& step) {

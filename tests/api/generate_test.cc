@@ -292,6 +292,35 @@ TEST_CASE("evaluation in chunks, hidden states and the MTP module") {
   }
 }
 
+TEST_CASE("the MTP module's logits do not depend on what the prefix cache has") {
+  const std::vector<int32_t> tokens = prompt_tokens(200);
+  std::vector<float> first;
+  for (const bool warm : {false, true}) {
+    for (const int32_t chunk : {0, 50}) {  // a page's rows come with two chunks
+      CAPTURE(warm);
+      CAPTURE(chunk);
+      const ContextHandle context = make_context(shared().model.get(), {.prefill_chunk = chunk});
+      if (warm) {
+        dsv3_request_options options = request_options();
+        options.max_tokens = 0;
+        const SessionHandle other = make_session(context.get());
+        append(other.get(), tokens);
+        generate(other.get(), options);
+      }
+      const SessionHandle session = make_session(context.get());
+      std::vector<float> mtp(199 * 4096);
+      dsv3_evaluation e;
+      dsv3_evaluation_init(&e, sizeof e);
+      e.mtp_logits = mtp.data();
+      Error error;
+      REQUIRE(dsv3_session_evaluate(session.get(), tokens.data(), tokens.size(), &e, error.out()) ==
+              DSV3_OK);
+      if (first.empty()) first = mtp;
+      CHECK(same_bits(mtp, first));
+    }
+  }
+}
+
 TEST_CASE("every token is in exactly one event and the text is theirs") {
   const SessionHandle session = make_session(shared().context.get());
   append(session.get(), prompt_tokens(50));
