@@ -17,6 +17,10 @@ constexpr size_t kMaxAllocation = size_t{1} << 47;
 constexpr size_t kHugeSize = size_t{8} << 20;
 constexpr size_t kHugePage = size_t{2} << 20;
 
+// From this size on it is worth asking whether the machine has that much: mimalloc grants what no
+// machine has, and the process would end when it touches it.
+constexpr size_t kAskSize = size_t{1} << 30;
+
 struct Allocator {
   void* (*aligned)(size_t size, size_t align);
   void (*release)(void*);
@@ -57,6 +61,9 @@ void* host_alloc(size_t size, size_t align) noexcept {
   if (size > kMaxAllocation) return nullptr;
   if (align < sizeof(void*)) align = sizeof(void*);
   if (size < kHugeSize) return allocator().aligned(size, align);
+  if (const uint64_t memory = size < kAskSize ? 0 : total_memory(); memory != 0 && size > memory) {
+    return nullptr;
+  }
   // Weights are read at memory speed from end to end: with 4 KiB pages one Zen 4 core reads 23 to
   // 26 GB/s, with 2 MiB pages 30 to 31.
   void* p = allocator().aligned(size, align < kHugePage ? kHugePage : align);

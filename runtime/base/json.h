@@ -15,7 +15,9 @@ namespace dsv3 {
 
 struct JsonLimits {
   int max_depth = 64;
-  size_t max_bytes = size_t{1} << 30;
+  // Parsed, a file takes up to 25 times its size. Published ones (tokenizer.json, indices of
+  // thousands of tensors) have less than 20 MiB.
+  size_t max_bytes = size_t{64} << 20;
 };
 // For files that are always small (config.json and the like): published ones have less than 2 MiB.
 inline constexpr JsonLimits kSmallFile = {.max_bytes = size_t{16} << 20};

@@ -21,6 +21,18 @@ kernels::Limits limits_of(const ModelConfig& config, int32_t max_rows, int32_t m
   return limits;
 }
 
+// A file may ask for more than any machine has: no allocator's word is taken for it, for some grant
+// what touching it will not find.
+Status check_memory(const Model& model, uint64_t scratch, uint64_t page, int32_t rows) {
+  const uint64_t memory = total_memory();
+  if (memory == 0 || (scratch <= memory && page <= memory - scratch)) return {};
+  return make_error(Code::kOutOfMemory,
+                    "%s: steps of %d rows need %llu bytes of scratch memory, a page of latents "
+                    "%llu, and the machine has %llu: a smaller prefill_chunk needs less",
+                    model.path().c_str(), rows, static_cast<unsigned long long>(scratch),
+                    static_cast<unsigned long long>(page), static_cast<unsigned long long>(memory));
+}
+
 }  // namespace
 
 ForwardModel::ForwardModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -36,6 +48,11 @@ Result<std::unique_ptr<ForwardModel>> ForwardModel::create(std::shared_ptr<const
   impl->max_head_rows = max_head_rows;
   impl->shape = mla_shape(config);
   impl->layer_page_bytes = device->latent_page_bytes(impl->shape);
+  const uint64_t scratch =
+      scratch_bytes(config, *device, device->threads(), max_rows, max_head_rows, expand);
+  const uint64_t page =
+      uint64_t{impl->layer_page_bytes} * static_cast<uint64_t>(config.cache_layers());
+  DSV3_TRY(check_memory(*impl->model, scratch, page, max_rows));
   DSV3_TRY(impl->weights.bind(impl->model->weights()));
   DSV3_TRY(impl->a.allocate(device, config, max_rows, max_head_rows));
   DSV3_TRY(device->reserve(limits_of(config, max_rows, max_head_rows, expand)));

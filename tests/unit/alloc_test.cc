@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/os.h"
+
 namespace dsv3 {
 namespace {
 
@@ -54,6 +56,10 @@ TEST_CASE("sizes and alignments") {
   }
   CHECK(host_alloc(SIZE_MAX) == nullptr);
   CHECK(host_alloc(size_t{1} << 48) == nullptr);
+  // More than the machine has, though less than some allocators grant.
+  if (const uint64_t memory = total_memory(); memory != 0) {
+    CHECK(host_alloc(static_cast<size_t>(memory) + 1) == nullptr);
+  }
   host_free(nullptr);
   CHECK_THROWS_AS(host_array<double>(SIZE_MAX / 4), std::bad_alloc);
 }

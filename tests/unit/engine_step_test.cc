@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "runtime/engine/engine.h"
+#include "runtime/model/synthetic.h"
 #include "tests/golden/runner.h"
 
 namespace dsv3 {
@@ -292,6 +293,26 @@ TEST_CASE("a draft that finds no page is left out") {
   const auto drafted = f.start(prompt, 64, script, 50);
   REQUIRE(drafted->wait().ok());
   CHECK(Fixture::tokens(*drafted) == expected);
+}
+
+TEST_CASE("steps that need more memory than the machine has are refused before they take it") {
+  Result<ModelConfig> config = synthetic_config("tiny", 2);
+  REQUIRE(config.ok());
+  config->intermediate_size = 1 << 17;
+  Result<std::shared_ptr<const Model>> model = Model::synthesise(*config, {});
+  REQUIRE(model.ok());
+  EngineOptions options;
+  options.threads = 1;
+  options.prefill_chunk = 65536;
+  Result<MemoryEstimate> estimate = Engine::estimate(**model, options);
+  REQUIRE(estimate.ok());
+  if (estimate->machine_bytes == 0 || estimate->scratch_bytes <= estimate->machine_bytes) return;
+  const Status status = Engine::create(*model, options).status();
+  CHECK(status.code() == Code::kOutOfMemory);
+  CHECK(status.message().find("steps of 65536 rows") != std::string::npos);
+  CHECK(status.message().find("prefill_chunk") != std::string::npos);
+  options.prefill_chunk = 64;
+  CHECK(Engine::create(*model, options).ok());
 }
 
 }  // namespace
