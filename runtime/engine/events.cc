@@ -39,6 +39,11 @@ size_t EventQueue::room() const {
   return records_.size() < limit_ ? limit_ - records_.size() : 0;
 }
 
+bool EventQueue::full_for(int64_t ns) const {
+  const std::lock_guard lock(mutex_);
+  return records_.size() >= limit_ && monotonic_ns() - full_since_ns_ >= ns;
+}
+
 void EventQueue::push(const Event& event) {
   const std::lock_guard lock(mutex_);
   const Record record = {event.kind,
@@ -57,6 +62,7 @@ void EventQueue::push(const Event& event) {
   tokens_.reserve(record.tokens);
   top_.reserve(record.top);
   records_.append(&record, 1);
+  if (records_.size() == limit_) full_since_ns_ = monotonic_ns();
   text_.append(event.text.data(), record.text);
   tokens_.append(event.tokens.data(), record.tokens);
   top_.append(event.top.data(), record.top);

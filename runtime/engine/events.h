@@ -120,6 +120,8 @@ class EventQueue {
   // --- the engine's side
   bool full() const { return room() == 0; }
   size_t room() const;  // events until then
+  // For so long at the least, without anything being taken?
+  bool full_for(int64_t ns) const;
   // A progress event replaces a progress event that still waits. May throw std::bad_alloc, and then
   // nothing was added.
   void push(const Event& event);
@@ -155,7 +157,8 @@ class EventQueue {
   Fifo<TopToken> top_;
   Event final_;
   bool final_waits_ = false, final_taken_ = false;
-  int waiting_ = 0;  // consumers in next(): without one, no wake-up is paid for
+  int64_t full_since_ns_ = 0;  // while it is full
+  int waiting_ = 0;            // consumers in next(): without one, no wake-up is paid for
   std::optional<WaitDescriptor> descriptor_;
 };
 

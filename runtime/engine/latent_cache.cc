@@ -19,6 +19,11 @@ PageTokens page_tokens(const Session::State& s, int64_t page) {
   return PageTokens(s.tokens.data() + page * kPageTokens, static_cast<size_t>(kPageTokens));
 }
 
+// Where neither is paused.
+bool goes_first(const Task& a, const Task& b) {
+  return a.priority() != b.priority() ? a.priority() < b.priority() : a.order < b.order;
+}
+
 void drop_pages(Session* session) noexcept {
   Session::State& s = session->state();
   s.computed = 0;
@@ -101,9 +106,13 @@ void LatentCache::touch(Session* session) noexcept {
 
 bool LatentCache::outranks(const Task& a, const Task& b) {
   const bool a_paused = a.paused(), b_paused = b.paused();
-  if (a_paused != b_paused) return b_paused;
-  if (a.priority() != b.priority()) return a.priority() < b.priority();
-  return a.order < b.order;
+  return a_paused != b_paused ? b_paused : goes_first(a, b);
+}
+
+// When `task` wants to begin or to come back.
+bool LatentCache::keeps_pages(const Task& other, const Task& task) {
+  if (outranks(other, task)) return true;
+  return task.stalled && goes_first(other, task) && !other.paused_for(kPatienceNs);
 }
 
 // Marks the table's pages; returns how many were not marked before.
@@ -127,7 +136,7 @@ bool LatentCache::fits(const Task& task, Tasks tasks, int64_t spare) {
     held += mark(session->state().table);
   }
   for (const auto& other : tasks) {
-    if (other.get() == &task || !outranks(*other, task)) continue;
+    if (other.get() == &task || !keeps_pages(*other, task)) continue;
     alone = false;
     // Who waits in front of it takes its pages first.
     held += other->stalled ? pages_of(*other) : mark(other->session().state().table);

@@ -6,7 +6,10 @@
 // expand); its consumer sees a delay.
 //
 // Rank: who is paused by its consumer comes last; then the priority class; then who came first. The
-// task of the highest rank can take every page there is, so someone always gets on.
+// task of the highest rank can take every page there is, so someone always gets on. A task that
+// gave way comes back at the cost of one that is paused only when that has lasted for kPatienceNs:
+// consumers that are a little slower than the engine pause it again and again, and two of them
+// would have their latents computed anew for every token.
 //
 // Everything here is called under the engine's mutex; reserve() by the engine's thread alone.
 #pragma once
@@ -59,6 +62,7 @@ class LatentCache {
   // The session was used just now.
   void touch(Session* session) noexcept;
 
+  static constexpr int64_t kPatienceNs = 1'000'000'000;
   // Whether the task could have pages for its sequence, one token more, and `spare` further ones,
   // if everyone gave way who has to.
   bool fits(const Task& task, Tasks tasks, int64_t spare);
@@ -84,6 +88,7 @@ class LatentCache {
 
  private:
   static bool outranks(const Task& a, const Task& b);
+  static bool keeps_pages(const Task& other, const Task& task);
   bool make_room(const PageTable& table, int64_t begin, int64_t end) noexcept;
   Status take(PageTable* table, int64_t begin, int64_t end);
   int64_t mark(const PageTable& table);

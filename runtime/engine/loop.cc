@@ -116,12 +116,13 @@ void Engine::collect_stopped(StoppedTasks* out) {
   }
 }
 
-// Under the mutex: when a task may have to end though nobody calls wake_to_end().
+// Under the mutex: when a task may have to end, or may come back, though nobody wakes the engine.
 int64_t Engine::next_look(int64_t now) const {
   int64_t at = kNever;
   for (const auto& task : tasks_) {
     at = std::min(at, task->deadline_ns());
     if (task->has_cancel_token()) at = std::min(at, now + kPollNs);
+    if (task->stalled) at = std::min(at, now + LatentCache::kPatienceNs / 8);
   }
   return at;
 }

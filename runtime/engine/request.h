@@ -68,6 +68,7 @@ class Request final : public Task {
 
   // --- Task
   bool paused() const override { return !options_.collect && queue_.full(); }
+  bool paused_for(int64_t ns) const override { return !options_.collect && queue_.full_for(ns); }
   int64_t first_logits() const override;
   std::span<const int32_t> draft() const override { return speculator_.draft(); }
   int64_t reusable() const override;

@@ -101,6 +101,8 @@ class Task {
   // --- The engine's thread only.
   // Its consumer is behind: not to be served now.
   virtual bool paused() const { return false; }
+  // For so long at the least, in which it has taken nothing?
+  virtual bool paused_for(int64_t /*ns*/) const { return false; }
   // Must have a step of its own.
   virtual bool exclusive() const { return false; }
   // commit() may ask for the logits of rows from this position on; INT64_MAX: of none.

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <stdexcept>
+#include <thread>
 
 namespace dsv3::test {
 namespace {
@@ -124,10 +125,11 @@ RequestHandle start(dsv3_session* session, const dsv3_request_options& options) 
   return RequestHandle(request);
 }
 
-Outcome finish(dsv3_request* request) {
+Outcome finish(dsv3_request* request, std::chrono::milliseconds pause) {
   Outcome out;
   Error error;
   for (;;) {
+    if (pause.count() > 0) std::this_thread::sleep_for(pause);
     dsv3_event event;
     event.struct_size = sizeof event;
     must(dsv3_request_next(request, DSV3_WAIT_FOREVER, &event, error.out()), error);

@@ -2,6 +2,7 @@
 // themselves, and the common ways of running a request to its end.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -90,8 +91,8 @@ struct Outcome {
   int events = 0;
   uint64_t progress_done = 0, progress_total = 0;
 };
-// Takes events until FINISHED; checks that nothing follows it.
-Outcome finish(dsv3_request* request);
+// Takes events until FINISHED, after a pause each; checks that nothing follows it.
+Outcome finish(dsv3_request* request, std::chrono::milliseconds pause = {});
 Outcome generate(dsv3_session* session, const dsv3_request_options& options);
 
 // Real Python of the repository, to have prompts of any length.

@@ -85,6 +85,61 @@ TEST_CASE("background work gets on however many interactive requests come") {
   CHECK(interrupted);
 }
 
+// Two requests of 800 tokens each, in 15 pages of 64, whose queues are full after two events.
+struct Crowded {
+  ContextHandle context;
+  Outcome expected;
+  SessionHandle sessions[2];
+  RequestHandle requests[2];
+
+  Crowded() {
+    dsv3_context_info info;
+    info.struct_size = sizeof info;
+    REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+    context = make_context(shared().model.get(),
+                           {.cache_bytes = 15 * info.page_bytes, .prefix_cache = 0});
+    dsv3_request_options options = request_options();
+    options.max_tokens = 200;
+    options.ignore_eos = 1;
+    options.max_queued_events = 2;
+    expected = generate(session_with(600).get(), options);
+    for (int i = 0; i < 2; ++i) {
+      sessions[i] = session_with(600, context.get());
+      requests[i] = start(sessions[i].get(), options);
+    }
+  }
+  dsv3_context_statistics statistics() const {
+    dsv3_context_statistics s;
+    s.struct_size = sizeof s;
+    REQUIRE(dsv3_context_get_statistics(context.get(), &s, nullptr) == DSV3_OK);
+    return s;
+  }
+};
+
+TEST_CASE("slow consumers whose requests do not fit together do not take turns for every token") {
+  const Crowded c;
+  Outcome outcomes[2];
+  std::vector<std::thread> consumers;
+  for (size_t i = 0; i < 2; ++i) {
+    consumers.emplace_back(
+        [&, i] { outcomes[i] = finish(c.requests[i].get(), std::chrono::milliseconds(1)); });
+  }
+  for (std::thread& consumer : consumers) consumer.join();
+  for (const Outcome& outcome : outcomes) CHECK(outcome.tokens == c.expected.tokens);
+  const dsv3_context_statistics s = c.statistics();
+  MESSAGE("rows " << s.rows << ", preemptions " << s.preemptions);
+  CHECK(s.preemptions <= 10);
+  CHECK(s.rows < 2 * 800 + 10 * 800);
+}
+
+TEST_CASE("a request whose consumer takes nothing gives way to one that had given way to it") {
+  const Crowded c;
+  // Nobody takes the first one's events, and nothing else wakes the engine.
+  CHECK(finish(c.requests[1].get()).tokens == c.expected.tokens);
+  CHECK(finish(c.requests[0].get()).tokens == c.expected.tokens);
+  CHECK(c.statistics().preemptions >= 2);
+}
+
 TEST_CASE("who cancels often does not keep others from getting on") {
   const ContextHandle context = make_context(shared().model.get(), {.prefix_cache = 0});
   dsv3_request_options options = request_options();
