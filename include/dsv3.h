@@ -210,7 +210,8 @@ DSV3_API dsv3_status dsv3_model_tokenize(const dsv3_model *model, const char *te
 
 #define DSV3_DETOKENIZE_SKIP_SPECIAL 1u
 
-/* Tokens to text, byte for byte (a partial character at an end stays partial). */
+/* Tokens to text, byte for byte (a partial character at an end stays partial). Ids of the model's
+ * vocabulary that the tokenizer has no token for (padding) have no text; others are refused. */
 DSV3_API dsv3_status dsv3_model_detokenize(const dsv3_model *model, const int32_t *tokens,
                                            uint64_t count, uint32_t flags, char *buffer,
                                            uint64_t capacity, uint64_t *needed, dsv3_error **error);

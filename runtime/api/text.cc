@@ -154,9 +154,19 @@ dsv3_status dsv3_model_detokenize(const dsv3_model* model, const int32_t* tokens
     DSV3_TRY(check_buffer(buffer, capacity, needed));
     const Model& m = *model->model;
     DSV3_TRY(require_tokenizer(m));
+    // A model's vocabulary may be padded: what it can generate there has no text, as in a stream.
+    const int64_t vocab_size = m.config().vocab_size;
+    std::vector<int32_t> ids;
+    for (uint64_t i = 0; i < count; ++i) {
+      if (tokens[i] < 0 || tokens[i] >= vocab_size) {
+        return make_field_error(
+            Code::kInvalidArgument, "tokens", "tokens[%llu] is %d, expected 0 to %lld",
+            static_cast<unsigned long long>(i), tokens[i], static_cast<long long>(vocab_size - 1));
+      }
+      if (tokens[i] < m.tokenizer().vocab_size()) ids.push_back(tokens[i]);
+    }
     std::string text;
-    DSV3_TRY(m.tokenizer().decode({tokens, static_cast<size_t>(count)},
-                                  (flags & DSV3_DETOKENIZE_SKIP_SPECIAL) != 0, &text));
+    DSV3_TRY(m.tokenizer().decode(ids, (flags & DSV3_DETOKENIZE_SKIP_SPECIAL) != 0, &text));
     return fill_text(text, buffer, capacity, needed);
   });
 }

@@ -160,6 +160,29 @@ TEST_CASE("generate: log-probabilities") {
   CHECK(contains(human.err, "logprob"));
 }
 
+TEST_CASE("a padded vocabulary: ids without text are shown as such") {
+  const std::string folder = scratch_file("padded"), file = scratch_file("padded.dsv3");
+  copy_padded_checkpoint(folder);
+  REQUIRE(dsv3({"convert", folder, file}).code == 0);
+  const std::vector<std::string> padding = {"generate",  file,         "--prompt", "x",
+                                            "-n",        "2",          "-q",       "--logit-bias",
+                                            "4094=1000", "--logprobs", "1"};
+  std::vector<std::string> with_json = padding;
+  with_json.push_back("--json");
+  const Run machine = dsv3(with_json);
+  REQUIRE_MESSAGE(machine.code == 0, machine.err);
+  const Json answer = Json::parse(machine.out);
+  REQUIRE(answer.at("tokens").size() == 2);
+  CHECK(answer.at("tokens").at(1).at("id") == 4094);
+  CHECK(answer.at("tokens").at(1).at("text") == "");
+  const Run human = dsv3(padding);
+  CHECK_MESSAGE(human.code == 0, human.err);
+  CHECK(contains(human.err, "   4094  "));
+  const Run inspected = dsv3({"inspect", file});
+  REQUIRE_MESSAGE(inspected.code == 0, inspected.err);
+  CHECK(contains(inspected.out, ", 4095"));
+}
+
 TEST_CASE("generate: what is refused is named, with 2") {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"--top-p", "1.5"}, "top_p"},

@@ -10,6 +10,36 @@
 using namespace dsv3::test;             // NOLINT
 using namespace dsv3::test::arguments;  // NOLINT
 
+TEST_CASE("ids that only the model has: no text, as in a stream") {
+  const TemporaryFolder folder;
+  copy_padded_checkpoint(folder.file("padded"));
+  const std::string path = folder.file("padded.dsv3");
+  Error error;
+  REQUIRE_MESSAGE(
+      dsv3_convert(folder.file("padded").c_str(), path.c_str(), nullptr, error.out()) == DSV3_OK,
+      error.message());
+  const ModelHandle model = open_model(path);
+  std::vector<int32_t> tokens = tokenize(model.get(), "def f(x):");
+  tokens.insert(tokens.begin(), 4095);
+  tokens.insert(tokens.end(), {4093, 4094});
+  for (const uint32_t flags : {0u, DSV3_DETOKENIZE_SKIP_SPECIAL}) {
+    std::string text(64, '\0');
+    uint64_t needed = 0;
+    const dsv3_status status =
+        dsv3_model_detokenize(model.get(), tokens.data(), tokens.size(), flags, text.data(),
+                              text.size(), &needed, error.out());
+    REQUIRE_MESSAGE(status == DSV3_OK, error.message());
+    text.resize(needed);
+    CHECK(text == "def f(x):");
+  }
+  tokens.front() = 4096;
+  uint64_t needed = 0;
+  expect_invalid(dsv3_model_detokenize(model.get(), tokens.data(), tokens.size(), 0, nullptr, 0,
+                                       &needed, error.out()),
+                 error, "tokens");
+  CHECK(error.message() == "tokens[0] is 4096, expected 0 to 4095");
+}
+
 TEST_CASE("tokens, lengths and flags") {
   Fixture& f = shared();
   Error error;
@@ -45,8 +75,10 @@ TEST_CASE("tokens, lengths and flags") {
     CHECK(error.message().find("tokens[2] is " + std::to_string(bad)) != std::string::npos);
     CHECK(dsv3_session_evaluate(session.get(), tokens, 3, nullptr, error.out()) ==
           DSV3_E_INVALID_ARGUMENT);
-    CHECK(dsv3_model_detokenize(f.model.get(), tokens, 3, 0, nullptr, 0, &needed, error.out()) !=
-          DSV3_OK);
+    expect_invalid(
+        dsv3_model_detokenize(f.model.get(), tokens, 3, 0, nullptr, 0, &needed, error.out()), error,
+        "tokens");
+    CHECK(error.message() == "tokens[2] is " + std::to_string(bad) + ", expected 0 to 4095");
     CHECK(dsv3_session_length(session.get()) == 0);
   }
   const std::vector<int32_t> many(2049, 5), million(1000000, 5);

@@ -31,6 +31,19 @@ void write_bytes(const std::string& path, const std::string& bytes) {
   if (!out) throw std::runtime_error("cannot write " + path);
 }
 
+void copy_padded_checkpoint(const std::string& folder) {
+  std::filesystem::copy(source_path("examples/models/tiny-coder"), folder);
+  const std::string tokenizer = folder + "/tokenizer.json", config = folder + "/config.json";
+  auto tokens = nlohmann::ordered_json::parse(read_bytes(tokenizer));
+  auto& added = tokens.at("added_tokens");
+  added.erase(added.end() - 3, added.end());
+  write_bytes(tokenizer, tokens.dump());
+  auto model = nlohmann::ordered_json::parse(read_bytes(config));
+  model["eos_token_id"] = 4095;
+  write_bytes(config, model.dump());
+  std::filesystem::remove(folder + "/generation_config.json");  // names an end as well
+}
+
 TemporaryFolder::TemporaryFolder() {
   std::string name = (std::filesystem::temp_directory_path() / "dsv3-test-XXXXXX").string();
   if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");

@@ -13,6 +13,10 @@ std::string source_path(const std::string& relative);  // a file of the reposito
 std::string read_bytes(const std::string& path);       // throws std::runtime_error
 void write_bytes(const std::string& path, const std::string& bytes);
 
+// tiny-coder's checkpoint in a new folder, without the last tokens of its vocabulary: 4093 to 4095
+// are padding, the last one ends a sequence.
+void copy_padded_checkpoint(const std::string& folder);
+
 // A folder that is removed with its contents when the object goes.
 class TemporaryFolder {
  public:
