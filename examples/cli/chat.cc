@@ -1,6 +1,7 @@
 // dsv3 chat FILE: a conversation, on a terminal or line by line from a program.
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 
@@ -29,8 +30,11 @@ struct Message {
 
 class Conversation {
  public:
-  Conversation(dsv3_session* session, const Options& options)
+  Conversation(dsv3_session* session, const Options& options, const dsv3_model_info& info)
       : session_(session), options_(options) {
+    longest_ = static_cast<uint64_t>(info.max_position_embeddings);
+    // A quarter at most: who allows endless answers still wants a history.
+    reserved_ = std::min(options.sampling.max_tokens, longest_ / 4);
     clear();
   }
 
@@ -41,25 +45,25 @@ class Conversation {
   }
 
   // Adds what the user says and makes it the session's sequence. What the conversation so far has
-  // in common with the last turn stays computed.
+  // in common with the last turn stays computed. The oldest questions and answers are forgotten, as
+  // long as there are some, where the model could not read them all and answer.
   void say(const std::string& text) {
     messages_.push_back({"user", text});
     for (;;) {
       dsv3_error* error = nullptr;
       const dsv3_status status = append(&error);
-      if (status == DSV3_OK) return;
-      // Too long for the model: the oldest question and answer are forgotten, as long as there are
-      // some beside the present question.
-      if (status != DSV3_E_CAPACITY || messages_.size() < first_turn_ + 3) {
-        messages_.pop_back();
+      if (status == DSV3_OK && dsv3_session_length(session_) + reserved_ <= longest_) return;
+      if (messages_.size() < first_turn_ + 3) {
+        if (status == DSV3_OK) return;
         throw_failure(status, error);
       }
+      if (status != DSV3_OK && status != DSV3_E_CAPACITY) throw_failure(status, error);
       dsv3_error_free(error);
       const auto oldest = messages_.begin() + static_cast<ptrdiff_t>(first_turn_);
       messages_.erase(oldest, oldest + 2);
       write_err(
-          "dsv3: the conversation is longer than the model can read: the oldest turn is "
-          "forgotten\n");
+          "dsv3: the conversation and an answer are longer than the model can read: the oldest "
+          "turn is forgotten\n");
     }
   }
 
@@ -90,6 +94,7 @@ class Conversation {
   const Options& options_;
   std::vector<Message> messages_;
   size_t first_turn_ = 0;
+  uint64_t longest_ = 0, reserved_ = 0;  // tokens
 };
 
 // What the user says next; false at the end of the input. With --json a line is a JSON object
@@ -126,7 +131,7 @@ void run(Options& o, Main& main) {
   const Model model = o.model.open(interrupt);
   const Context context = o.context.create(model.get());
   const Session session = create_session(context.get());
-  Conversation conversation(session.get(), o);
+  Conversation conversation(session.get(), o, model_info(model.get()));
   const bool interactive = isatty(STDIN_FILENO) == 1 && stdout_is_terminal() && !o.output.machine();
   if (interactive) {
     write_err(

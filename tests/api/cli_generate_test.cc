@@ -462,6 +462,28 @@ TEST_CASE("chat: a long conversation forgets its oldest turns and goes on") {
   CHECK(contains(too_long.out, "DSV3_E_CAPACITY"));
 }
 
+TEST_CASE("chat: what is forgotten leaves room for the answer") {
+  std::string input;
+  for (int i = 0; i < 12; ++i) input += "{\"content\":\"Hello\"}\n";
+  const Run result = dsv3({"chat", chat_model_file("v3"), "-n", "200", "--ignore-eos", "--json"},
+                          {.input = input});
+  REQUIRE_MESSAGE(result.code == 0, result.err);
+  const std::vector<Json> turns = json_lines(result.out);
+  CHECK(turns.size() == 12);
+  for (const Json& turn : turns) CHECK(turn.at("finish_reason") == "max_tokens");
+  CHECK(contains(result.err, "oldest turn is forgotten"));
+  // A quarter of the model at most is kept for an answer: this history stays.
+  std::string words, two;
+  for (int i = 0; i < 200; ++i) words += "word" + std::to_string(i) + " ";
+  for (int i = 0; i < 2; ++i) two += Json{{"content", words}}.dump() + "\n";
+  const Run kept =
+      dsv3({"chat", chat_model_file("v3"), "-n", "1024", "--logit-bias", "1=1000", "--json"},
+           {.input = two});
+  REQUIRE_MESSAGE(kept.code == 0, kept.err);
+  CHECK(json_lines(kept.out).at(1).at("statistics").at("prompt_tokens") > 1024);
+  CHECK_FALSE(contains(kept.err, "forgotten"));
+}
+
 TEST_CASE("chat: a model without a template says so") {
   const Run result = dsv3({"chat", tiny_coder_file()}, {.input = "Hello\n"});
   CHECK(result.code == 1);
