@@ -42,6 +42,7 @@ class Conversation {
     messages_.clear();
     if (!options_.system.empty()) messages_.push_back({"system", options_.system});
     first_turn_ = messages_.size();
+    answered_ = messages_;
   }
 
   // Adds what the user says and makes it the session's sequence. What the conversation so far has
@@ -49,26 +50,35 @@ class Conversation {
   // long as there are some, where the model could not read them all and answer.
   void say(const std::string& text) {
     messages_.push_back({"user", text});
-    for (;;) {
+    int forgotten = 0;
+    for (;; ++forgotten) {
       dsv3_error* error = nullptr;
       const dsv3_status status = append(&error);
-      if (status == DSV3_OK && dsv3_session_length(session_) + reserved_ <= longest_) return;
-      if (messages_.size() < first_turn_ + 3) {
-        if (status == DSV3_OK) return;
+      if (status == DSV3_OK && dsv3_session_length(session_) + reserved_ <= longest_) break;
+      const bool may_forget = messages_.size() >= first_turn_ + 3;
+      if (status == DSV3_OK && !may_forget) break;
+      if (status != DSV3_OK && (status != DSV3_E_CAPACITY || !may_forget)) {
         throw_failure(status, error);
       }
-      if (status != DSV3_OK && status != DSV3_E_CAPACITY) throw_failure(status, error);
       dsv3_error_free(error);
       const auto oldest = messages_.begin() + static_cast<ptrdiff_t>(first_turn_);
       messages_.erase(oldest, oldest + 2);
-      write_err(
-          "dsv3: the conversation and an answer are longer than the model can read: the oldest "
-          "turn is forgotten\n");
     }
+    if (forgotten == 0) return;
+    const std::string turns = forgotten == 1 ? "turn is" : format("%d turns are", forgotten);
+    write_err(
+        "dsv3: the conversation and an answer are longer than the model can read: the oldest " +
+        turns + " forgotten\n");
   }
 
   // The reasoning is not part of the history: the published templates leave it out as well.
-  void answered(const std::string& text) { messages_.push_back({"assistant", text}); }
+  void answered(const std::string& text) {
+    messages_.push_back({"assistant", text});
+    answered_ = messages_;
+  }
+
+  // As if what has no answer had not been said, and nothing been forgotten for it.
+  void take_back() { messages_ = answered_; }
 
  private:
   dsv3_status append(dsv3_error** error) {
@@ -92,10 +102,14 @@ class Conversation {
 
   dsv3_session* session_;
   const Options& options_;
-  std::vector<Message> messages_;
+  std::vector<Message> messages_, answered_;  // answered_: up to the last answer
   size_t first_turn_ = 0;
   uint64_t longest_ = 0, reserved_ = 0;  // tokens
 };
+
+bool is_blank(const std::string& text) {
+  return text.find_first_not_of(" \t\r\n") == std::string::npos;
+}
 
 // What the user says next; false at the end of the input. With --json a line is a JSON object
 // {"content": TEXT}, otherwise it is the text itself, and a backslash at its end adds the next
@@ -112,7 +126,7 @@ bool read_turn(const Options& o, bool interactive, std::string* text) {
     if (more) line.back() = '\n';
     *text += line;
   }
-  if (!o.output.machine()) return true;
+  if (!o.output.machine() || is_blank(line)) return true;
   try {
     const Json value = Json::parse(line);
     *text = value.at("content").get<std::string>();
@@ -126,13 +140,26 @@ bool read_turn(const Options& o, bool interactive, std::string* text) {
 void run(Options& o, Main& main) {
   main.json = o.output.machine();
   Interrupt interrupt;
-  o.sampling.make(interrupt);  // refuses wrong options before the model is opened
+  // Before the model is opened, which wrong options need not wait for.
+  dsv3_request_options options = o.sampling.make(interrupt);
   require_utf8(o.system, "--system");
   const Model model = o.model.open(interrupt);
   const Context context = o.context.create(model.get());
   const Session session = create_session(context.get());
   Conversation conversation(session.get(), o, model_info(model.get()));
   const bool interactive = isatty(STDIN_FILENO) == 1 && stdout_is_terminal() && !o.output.machine();
+  const auto turn = [&](const std::string& text) {
+    require_utf8(text, "standard input");
+    if (interrupt.is_set()) interrupt.renew();
+    options.cancel = interrupt.token();
+    conversation.say(text);
+    const Generation result = generate(session.get(), options, o.output);
+    conversation.answered(result.text);
+    if (o.output.json) write_json(to_json(model.get(), result, o.sampling.logprobs));
+    if (!o.output.machine()) write_out("\n");
+    report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
+    return exit_code(result);
+  };
   if (interactive) {
     write_err(
         format("%s. /clear starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer, a "
@@ -141,23 +168,23 @@ void run(Options& o, Main& main) {
   }
   std::string text;
   while (read_turn(o, interactive, &text)) {
-    if (text.find_first_not_of(" \t\r\n") == std::string::npos) continue;
+    if (is_blank(text)) continue;
     if (interactive && text == "/quit") break;
     if (interactive && text == "/clear") {
       conversation.clear();
       continue;
     }
-    require_utf8(text, "standard input");
-    if (interrupt.is_set()) interrupt.renew();
-    const dsv3_request_options options = o.sampling.make(interrupt);
-    conversation.say(text);
-    const Generation result = generate(session.get(), options, o.output);
-    conversation.answered(result.text);
-    if (o.output.json) write_json(to_json(model.get(), result, o.sampling.logprobs));
-    if (!o.output.machine()) write_out("\n");
-    report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
-    if (!interactive && exit_code(result) != kExitDone) {
-      main.exit_code = exit_code(result);
+    int code = kExitDone;
+    try {
+      code = turn(text);
+    } catch (const Failure& failure) {
+      if (!interactive) throw;
+      // One question does not end the conversation.
+      conversation.take_back();
+      write_err(std::string("dsv3: ") + failure.what() + "\n");
+    }
+    if (!interactive && code != kExitDone) {
+      main.exit_code = code;
       return;
     }
   }

@@ -484,6 +484,36 @@ TEST_CASE("chat: what is forgotten leaves room for the answer") {
   CHECK_FALSE(contains(kept.err, "forgotten"));
 }
 
+TEST_CASE("chat: on a terminal a question that fails is one question") {
+  const std::vector<std::string> chat = {"chat", chat_model_file("v3"), "-q", "-n",
+                                         "12",   "--ignore-eos"};
+  std::vector<std::string> with_json = chat;
+  with_json.push_back("--json");
+  const Run two =
+      dsv3(with_json, {.input = "{\"content\":\"Hello\"}\n{\"content\":\"And more\"}\n"});
+  REQUIRE_MESSAGE(two.code == 0, two.err);
+  std::vector<std::string> answers;
+  for (const Json& turn : json_lines(two.out)) answers.push_back(turn.at("text"));
+  REQUIRE(answers.size() == 2);
+  std::string endless;
+  for (int i = 0; i < 2048; ++i) endless += std::to_string(i) + " ";
+  const std::string input = "Hello\n\xff\xfe\n" + endless + "\nAnd more\n/quit\n";
+  const Run result = dsv3(chat, {.input = input, .terminal = true});
+  CHECK_MESSAGE(result.code == 0, result.err);
+  CHECK(contains(result.err, "dsv3: standard input: is not UTF-8"));
+  CHECK(contains(result.err, "max_position_embeddings"));
+  CHECK_FALSE(contains(result.err, "forgotten"));
+  // The answers are those of a conversation without them.
+  CHECK(result.out == "> " + answers[0] + "\n> > > " + answers[1] + "\n> \n");
+}
+
+TEST_CASE("chat: blank lines between a program's turns") {
+  const Run result = dsv3({"chat", chat_model_file("v3"), "-n", "2", "--json"},
+                          {.input = "\n{\"content\":\"Hello\"}\n \t\r\n{\"content\":\"x\"}\n\n"});
+  CHECK_MESSAGE(result.code == 0, result.err);
+  CHECK(json_lines(result.out).size() == 2);
+}
+
 TEST_CASE("chat: a model without a template says so") {
   const Run result = dsv3({"chat", tiny_coder_file()}, {.input = "Hello\n"});
   CHECK(result.code == 1);

@@ -1,13 +1,17 @@
 #include "tests/api/process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <sstream>
@@ -39,6 +43,38 @@ bool has_output(const std::string& path) {
   return stat(path.c_str(), &info) == 0 && info.st_size > 0;
 }
 
+// The user's end of a terminal; no echo, no line editing (whose lines have an end).
+int open_terminal() {
+  const int user = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+  termios settings = {};
+  if (user == -1 || grantpt(user) != 0 || unlockpt(user) != 0 || tcgetattr(user, &settings) != 0) {
+    throw std::runtime_error(std::string("a terminal: ") + std::strerror(errno));
+  }
+  cfmakeraw(&settings);
+  tcsetattr(user, TCSANOW, &settings);
+  return user;
+}
+
+// Types `input` and returns what came until the program left the terminal.
+std::string use_terminal(int user, std::string_view input) {
+  std::string out;
+  char buffer[4096];
+  for (;;) {
+    pollfd ready = {user, static_cast<short>(input.empty() ? POLLIN : POLLIN | POLLOUT), 0};
+    if (poll(&ready, 1, -1) < 0 && errno != EINTR) return out;
+    if ((ready.revents & POLLIN) != 0) {
+      const ssize_t got = read(user, buffer, sizeof buffer);
+      if (got <= 0) return out;
+      out.append(buffer, static_cast<size_t>(got));
+    } else if ((ready.revents & (POLLHUP | POLLERR)) != 0) {
+      return out;
+    } else if ((ready.revents & POLLOUT) != 0) {
+      const ssize_t put = write(user, input.data(), input.size());
+      if (put > 0) input.remove_prefix(static_cast<size_t>(put));
+    }
+  }
+}
+
 }  // namespace
 
 Run run(const std::vector<std::string>& argv, const RunOptions& options) {
@@ -49,8 +85,14 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
 
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, 0, in.c_str(), O_RDONLY, 0);
-  posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT, 0600);
+  const int user = options.terminal ? open_terminal() : -1;
+  if (options.terminal) {
+    posix_spawn_file_actions_addopen(&actions, 0, ptsname(user), O_RDWR | O_NOCTTY, 0);
+    posix_spawn_file_actions_adddup2(&actions, 0, 1);
+  } else {
+    posix_spawn_file_actions_addopen(&actions, 0, in.c_str(), O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT, 0600);
+  }
   posix_spawn_file_actions_addopen(&actions, 2, err.c_str(), O_WRONLY | O_CREAT, 0600);
   std::vector<std::string> arguments = argv;
   std::vector<std::string> variables = options.environment;
@@ -61,6 +103,11 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
   posix_spawn_file_actions_destroy(&actions);
   if (failed != 0) throw std::runtime_error(argv[0] + ": " + std::strerror(failed));
 
+  Run result;
+  if (options.terminal) {
+    result.out = use_terminal(user, options.input);
+    close(user);
+  }
   int status = 0;
   bool interrupted = !options.interrupt_on_output;
   while (!interrupted && waitpid(child, &status, WNOHANG) == 0) {
@@ -74,9 +121,8 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
   // Already reaped when it ended before it could be interrupted.
   if (interrupted) waitpid(child, &status, 0);
 
-  Run result;
   result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  if (options.output_path.empty()) result.out = read_bytes(out);
+  if (options.output_path.empty() && !options.terminal) result.out = read_bytes(out);
   result.err = read_bytes(err);
   return result;
 }

@@ -13,7 +13,8 @@ struct Run {
 };
 
 struct RunOptions {
-  std::string input = {};            // on standard input
+  std::string input = {};  // on standard input
+  bool terminal = false;   // standard input and output are one terminal, which does not echo
   bool interrupt_on_output = false;  // SIGINT once something came on standard output
   std::string output_path = {};      // standard output goes there instead (out stays empty)
   std::vector<std::string> environment = {};  // "NAME=value", beside this process's own
