@@ -140,6 +140,7 @@ bool read_turn(const Options& o, bool interactive, std::string* text) {
 void run(Options& o, Main& main) {
   main.json = o.output.machine();
   Interrupt interrupt;
+  claim_standard_input();
   // Before the model is opened, which wrong options need not wait for.
   dsv3_request_options options = o.sampling.make(interrupt);
   require_utf8(o.system, "--system");

@@ -175,8 +175,15 @@ std::string human_rate(double per_second) {
 // --------------------------------------------------------------------------------------------
 // input
 
+void claim_standard_input() {
+  static bool claimed = false;
+  if (claimed) throw Misuse("standard input was already read: only one input can be -");
+  claimed = true;
+}
+
 std::string read_input(const std::string& path) {
   if (path == "-") {
+    claim_standard_input();
     std::string text{std::istreambuf_iterator<char>(std::cin), {}};
     if (std::cin.bad()) throw Failure("cannot read standard input");
     return text;

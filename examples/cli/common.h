@@ -178,6 +178,8 @@ CLI::Validator in_range(T low, T high) {
 // --------------------------------------------------------------------------------------------
 // input
 
+// Standard input can be read once; throws Misuse when somebody has. read_input() calls it.
+void claim_standard_input();
 // The bytes of a file; "-" is standard input.
 std::string read_input(const std::string& path);
 // Text from a user has to be UTF-8; `where` opens the message.

@@ -207,6 +207,21 @@ TEST_CASE("generate: what is refused is named, with 2") {
   CHECK(contains(binary.err, "UTF-8"));
 }
 
+TEST_CASE("standard input is one input") {
+  const std::string& model = tiny_coder_file();
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"generate", model, "--prompt", "-", "--reference", "-"},
+           {"complete", model, "--prefix-file", "-", "--suffix-file", "-"},
+           {"complete", model, "--file", "-", "--line", "1", "--reference", "-"},
+           {"chat", chat_model_file("v3"), "--reference", "-"}}) {
+    const Run result = dsv3(arguments, {.input = "def f(x):\n"});
+    CAPTURE(arguments[0]);
+    CHECK(result.code == 2);
+    CHECK_MESSAGE(contains(result.err, "standard input was already read"), result.err);
+    CHECK(result.out.empty());
+  }
+}
+
 TEST_CASE("generate: a saved session goes on as if it had never stopped") {
   const TemporaryFolder folder;
   const std::string path = folder.file("s.session");
