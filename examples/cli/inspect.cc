@@ -87,7 +87,7 @@ void print_tensors(const Json& description) {
     out += format("%-64s %-8s %-20s %s\n", tensor.value("name", "").c_str(),
                   tensor.value("dtype", "").c_str(),
                   tensor.contains("shape") ? tensor["shape"].dump().c_str() : "",
-                  tensor.contains("size") ? tensor["size"].dump().c_str() : "");
+                  tensor.contains("bytes") ? tensor["bytes"].dump().c_str() : "");
   }
   write_out(out);
 }

@@ -219,6 +219,11 @@ TEST_CASE("inspect: people and programs see the same model") {
     CHECK_MESSAGE(contains(human.out, part), part);
   }
   CHECK(contains(human.out, "all match"));
+  // Every tensor's line ends in its bytes.
+  const size_t head = human.out.find("\nlm_head.weight ") + 1;
+  REQUIRE(head != 0);
+  const std::string line = human.out.substr(head, human.out.find('\n', head) - head);
+  CHECK_MESSAGE(line.ends_with("[4096,256]           " + std::to_string(4096 * 256 * 2)), line);
   const Run machine = dsv3({"inspect", file, "--verify", "--json"});
   CHECK(machine.code == 0);
   const Json model = Json::parse(machine.out);
