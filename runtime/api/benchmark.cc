@@ -246,7 +246,9 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
       result = Status(Code::kCancelled, "the benchmark was cancelled");
     }
     DSV3_TRY(progress.result(result.status()));
-    *json = new_string(json_of(*result, **model, load_seconds).dump());
+    // A path may hold bytes that are not UTF-8.
+    *json = new_string(json_of(*result, **model, load_seconds)
+                           .dump(-1, ' ', false, Json::error_handler_t::replace));
     return {};
   });
 }

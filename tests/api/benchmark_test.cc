@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
@@ -163,6 +164,20 @@ TEST_CASE("operations of four-bit weights stand beside what multiplies them") {
   const auto with_share = [&](double share) { return all_dot * (1 - share + share / gain); };
   CHECK(limit > 0.99 * std::min(with_share(0.5), with_share(0.7)));
   CHECK(limit < 1.01 * std::max(with_share(0.5), with_share(0.7)));
+}
+
+TEST_CASE("a path that is not UTF-8") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("\xff.dsv3");
+  std::filesystem::copy_file(tiny_coder(), path);
+  const dsv3_context_options context = two_threads();
+  dsv3_benchmark_options o = quick_options(&context);
+  o.shape = nullptr;
+  o.layers = 0;
+  o.model_path = path.c_str();
+  o.only = "first token";
+  const Json result = run(o);
+  CHECK(result.dump().find("\uFFFD.dsv3") != std::string::npos);
 }
 
 TEST_CASE("refused, named, and nothing written") {
