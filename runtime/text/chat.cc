@@ -1,17 +1,21 @@
 #include "runtime/text/chat.h"
 
+#include <algorithm>
+
 #include "runtime/text/chat_format.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr TurnFormat kTurnFormats[] = {
-    {ChatTemplate::kV3, "deepseek-v3", true, false, false, false},
-    {ChatTemplate::kV3Tools, "deepseek-v3-tools", true, false, false, true},
-    {ChatTemplate::kR1, "deepseek-r1", false, true, true, false},
-    {ChatTemplate::kR1Tools, "deepseek-r1-tools", true, true, true, true},
-    {ChatTemplate::kR1ToolsNoThink, "deepseek-r1-tools-no-think", true, true, false, true},
-    {ChatTemplate::kR1NoThink, "deepseek-r1-no-think", false, true, false, false},
+    {ChatTemplate::kV3, "deepseek-v3", true, false, false, false, false},
+    {ChatTemplate::kV3Tools, "deepseek-v3-tools", true, false, false, true, false},
+    {ChatTemplate::kR1, "deepseek-r1", false, true, true, false, false},
+    {ChatTemplate::kR1Tools, "deepseek-r1-tools", true, true, true, true, false},
+    {ChatTemplate::kR1ToolsNoThink, "deepseek-r1-tools-no-think", true, true, false, true, false},
+    {ChatTemplate::kR1NoThink, "deepseek-r1-no-think", false, true, false, false, false},
+    {ChatTemplate::kV3Reopens, "deepseek-v3-reopens", true, false, false, true, true},
+    {ChatTemplate::kR1Reopens, "deepseek-r1-reopens", true, true, false, true, true},
 };
 const TurnFormat* turn_format(ChatTemplate t) {
   for (const TurnFormat& format : kTurnFormats) {
@@ -23,6 +27,7 @@ const TurnFormat* turn_format(ChatTemplate t) {
 constexpr const char* kUser = "<｜User｜>";
 constexpr const char* kAssistant = "<｜Assistant｜>";
 constexpr const char* kEndOfSentence = "<｜end▁of▁sentence｜>";
+constexpr const char* kOutputsEnd = "<｜tool▁outputs▁end｜>";
 constexpr std::string_view kEndOfThought = "</think>";
 
 // Collects pieces; neighbours of one sort become one.
@@ -118,6 +123,7 @@ class TurnRenderer {
         in_tools_ = false;
         out_->control(kUser);
         out_->content(m.content);
+        if (format_.reopens) out_->control(kAssistant);
       } else if (m.role == "tool") {
         tool_output(m);
       } else if (m.role == "assistant" && !m.tool_calls.empty()) {
@@ -130,9 +136,11 @@ class TurnRenderer {
       } else if (m.role == "assistant") {
         answer(m.content);
       }
+      if (m.role != "system") after_user_ = m.role == "user";
     }
-    if (in_tools_) out_->control("<｜tool▁outputs▁end｜>");
-    if (options.add_generation_prompt && !in_tools_) {
+    if (in_tools_) out_->control(kOutputsEnd);
+    const bool open = format_.reopens && after_user_;
+    if (options.add_generation_prompt && !in_tools_ && !open) {
       out_->control(kAssistant);
       if (format_.opens_thought) out_->control("<think>\n");
     }
@@ -140,15 +148,21 @@ class TurnRenderer {
   }
 
  private:
-  // The template opens the list of calls once in a conversation, and where it does not close each
-  // list, it closes after every call but the first: so it is published, and so it was trained.
+  // Most templates open the list of calls once in a conversation, and where they do not close each
+  // list, they close after every call but the first: so it is published, and so it was trained.
   void tool_calls(const ChatMessage& m) {
+    if (format_.reopens) {
+      if (in_tools_) out_->control(kOutputsEnd);
+      called_ = had_output_ = false;
+    }
     in_tools_ = false;
     for (const ToolCall& call : m.tool_calls) {
       const bool first = !called_;
       if (first) {
-        out_->control(kAssistant);
-        if (m.has_content) out_->content(m.content);
+        if (!format_.reopens) out_->control(kAssistant);
+        if (m.has_content) {
+          out_->content(format_.reopens ? without_thought(m.content) : m.content);
+        }
         out_->control("<｜tool▁calls▁begin｜>");
       } else {
         out_->control("\n");
@@ -167,32 +181,44 @@ class TurnRenderer {
     out_->control("<｜tool▁calls▁end｜>");
     out_->control(kEndOfSentence);
   }
+  // The templates that close each list of calls have no line break between outputs, but for those
+  // that open each list anew.
   void tool_output(const ChatMessage& m) {
     in_tools_ = true;
-    out_->control(had_output_ ? "\n<｜tool▁output▁begin｜>"
-                              : "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>");
+    if (!had_output_) {
+      out_->control("<｜tool▁outputs▁begin｜>");
+    } else if (!format_.closes_calls || format_.reopens) {
+      out_->control("\n");
+    }
     had_output_ = true;
+    out_->control("<｜tool▁output▁begin｜>");
     out_->content(m.content);
     out_->control("<｜tool▁output▁end｜>");
   }
   void answer(std::string_view text) {
     if (in_tools_) {
-      out_->control("<｜tool▁outputs▁end｜>");
-      in_tools_ = false;
+      out_->control(kOutputsEnd);
+      if (format_.reopens) text = without_thought(text);
     } else {
-      out_->control(kAssistant);
-      const size_t thought = text.rfind(kEndOfThought);
-      if (format_.strips_thought && thought != std::string_view::npos) {
-        text.remove_prefix(thought + kEndOfThought.size());
-      }
+      if (!format_.reopens) out_->control(kAssistant);
+      text = without_thought(text);
     }
+    in_tools_ = false;
     out_->content(text);
     out_->control(kEndOfSentence);
+  }
+  std::string_view without_thought(std::string_view text) const {
+    const size_t thought = text.rfind(kEndOfThought);
+    if (format_.strips_thought && thought != std::string_view::npos) {
+      text.remove_prefix(thought + kEndOfThought.size());
+    }
+    return text;
   }
 
   const TurnFormat& format_;
   Pieces* const out_;
   bool in_tools_ = false;  // the last message was a tool's
+  bool after_user_ = false;
   bool called_ = false;
   bool had_output_ = false;
 };
@@ -217,28 +243,44 @@ void render_v31_calls(const ChatMessage& m, Pieces* out) {
   out->control(kEndOfSentence);
 }
 
-void render_v31(std::string_view no_thought, std::span<const ChatMessage> messages,
+struct ThoughtFormat {
+  std::string_view no_thought;  // what an answer without reasoning begins with
+  bool prompts;  // after an answer, and system messages alone are followed as a user's message is
+};
+const ThoughtFormat* thought_format(ChatTemplate t) {
+  static constexpr ThoughtFormat kV31{"<think></think>", false}, kNoOpen{"</think>", false},
+      kPrompts{"</think>", true};
+  if (t == ChatTemplate::kV31) return &kV31;
+  if (t == ChatTemplate::kV31NoOpen) return &kNoOpen;
+  return t == ChatTemplate::kV31Prompts ? &kPrompts : nullptr;
+}
+
+void render_v31(const ThoughtFormat& format, std::span<const ChatMessage> messages,
                 const ChatOptions& options, Pieces* out) {
+  const std::string_view no_thought = format.no_thought;
   bool after_user = false;
   bool after_tool = false;
+  const auto is_system = [](const ChatMessage& m) { return m.role == "system"; };
+  bool after_system = format.prompts && std::any_of(messages.begin(), messages.end(), is_system);
   for (const ChatMessage& m : messages) {
     if (m.role == "user") {
       after_user = true;
-      after_tool = false;
+      after_system = after_tool = false;
       out->control(kUser);
       out->content(m.content);
     } else if (m.role == "tool") {
-      after_user = false;
+      after_user = after_system = false;
       after_tool = true;
       out->control("<｜tool▁output▁begin｜>");
       out->content(m.content);
       out->control("<｜tool▁output▁end｜>");
     } else if (m.role == "assistant") {
-      if (after_user) {
+      if (after_user || (after_system && !m.tool_calls.empty())) {
         out->control(kAssistant);
         out->control(no_thought);
       }
       after_user = false;
+      after_system = false;
       if (!m.tool_calls.empty()) {
         after_tool = false;
         render_v31_calls(m, out);
@@ -254,7 +296,7 @@ void render_v31(std::string_view no_thought, std::span<const ChatMessage> messag
       out->control(kEndOfSentence);
     }
   }
-  if (options.add_generation_prompt && after_user && !after_tool) {
+  if (options.add_generation_prompt && (after_user || format.prompts) && !after_tool) {
     out->control(kAssistant);
     out->control(options.thinking ? "<think>" : no_thought);
   }
@@ -275,6 +317,8 @@ const char* chat_template_name(ChatTemplate t) {
       return "deepseek-v3.1";
     case ChatTemplate::kV31NoOpen:
       return "deepseek-v3.1-no-open";
+    case ChatTemplate::kV31Prompts:
+      return "deepseek-v3.1-prompts";
     default:
       return "unknown";
   }
@@ -284,9 +328,9 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
                                            std::span<const ChatMessage> messages,
                                            const ChatOptions& options) {
   for (size_t i = 0; i < messages.size(); ++i) DSV3_TRY(check_message(messages[i], i));
-  const bool thinks = t == ChatTemplate::kV31 || t == ChatTemplate::kV31NoOpen;
+  const ThoughtFormat* thoughts = thought_format(t);
   const TurnFormat* turns = turn_format(t);
-  if (options.thinking && !thinks && (turns == nullptr || !turns->strips_thought)) {
+  if (options.thinking && thoughts == nullptr && (turns == nullptr || !turns->strips_thought)) {
     return make_field_error(Code::kUnsupported, "thinking",
                             "the model's chat template (%s) cannot make it think",
                             chat_template_name(t));
@@ -297,9 +341,9 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
     DSV3_TRY(render_v2(tokenizer, messages, options, &out));
     return out.take();
   }
-  if (thinks) {
+  if (thoughts != nullptr) {
     render_system(messages, true, &out);
-    render_v31(t == ChatTemplate::kV31 ? "<think></think>" : "</think>", messages, options, &out);
+    render_v31(*thoughts, messages, options, &out);
     return out.take();
   }
   if (turns == nullptr) return make_error(Code::kUnsupported, "the model has no chat template");

@@ -24,15 +24,18 @@ enum class ChatTemplate : uint8_t {
   kV31NoOpen = 5,       // answers without reasoning begin with </think> alone
   kV3Tools = 6,         // content beside tool calls, every list of calls closed
   kR1Tools = 7,         // R1's with that, and system messages joined
-  kR1ToolsNoThink = 8,  // 7 without <think> in the prompt: the model opens it itself (0528)
+  kR1ToolsNoThink = 8,  // 7 without <think> in the prompt: the model opens it itself
   kR1NoThink = 9,       // 3 without <think> in the prompt
+  kV3Reopens = 10,      // V3-0324 as others upload it: every list of calls and outputs opened anew
+  kR1Reopens = 11,      // R1-0528: 10 with reasoning of earlier turns dropped
+  kV31Prompts = 12,     // 5 that prompts after an answer and after system messages alone, too
 };
-inline constexpr ChatTemplate kLastChatTemplate = ChatTemplate::kR1NoThink;
+inline constexpr ChatTemplate kLastChatTemplate = ChatTemplate::kV31Prompts;
 const char* chat_template_name(ChatTemplate t);  // "none", "deepseek-v2", ...
 
-// Which template a checkpoint carries: recognised by what its chat_template (tokenizer_config.json
-// or chat_template.jinja) contains. kNone when it carries none; kUnsupported (by name of what was
-// found) when it carries one that is not of the family.
+// Which template a checkpoint carries: recognised by the whole text of its chat_template
+// (chat_template.jinja, chat_template.json or tokenizer_config.json). kNone when it carries none;
+// kUnsupported (by name of what was found) when it carries one that is not known to be rendered so.
 Result<ChatTemplate> detect_chat_template(const std::string& checkpoint_dir);
 
 struct ToolCall {

@@ -163,10 +163,8 @@ std::string chat_model_file(const std::string& name) {
   if (std::filesystem::exists(path)) return path;
   const std::string folder = scratch_file(name);
   std::filesystem::copy(source_path("examples/models/tiny-coder"), folder);
-  // The pieces by which the published templates are recognised; they are never run.
-  std::string jinja = "<｜User｜><｜Assistant｜><｜end▁of▁sentence｜>";
-  jinja += name == "v31" ? "thinking </think> <think></think>" : "is_first_sp";
-  write_bytes(folder + "/chat_template.jinja", jinja);
+  write_bytes(folder + "/chat_template.jinja",
+              published_template(name == "v31" ? "deepseek-v3.1-no-open" : "deepseek-v3"));
   return convert(folder, name);
 }
 

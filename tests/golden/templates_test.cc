@@ -1,4 +1,6 @@
-// Chat templates against what the checkpoints' own Jinja templates rendered.
+// Chat templates against what the checkpoints' own Jinja templates rendered: jinja.jsonl has their
+// texts, chat.jsonl what Jinja2 made of them (and of V3.1's first one) with trim_blocks and
+// lstrip_blocks, as Hugging Face's transformers sets it up.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -29,9 +31,9 @@ Opened open_tokenizer(const std::string& dir) {
 std::string deepseek_v3() { return std::string(DSV3_TOKENIZER_DATA) + "/deepseek-v3"; }
 
 ChatTemplate by_name(const std::string& name) {
-  for (const ChatTemplate t :
-       {ChatTemplate::kV2, ChatTemplate::kV3, ChatTemplate::kR1, ChatTemplate::kV31}) {
-    if (name == chat_template_name(t)) return t;
+  for (int t = 1; t <= static_cast<int>(kLastChatTemplate); ++t) {
+    const auto id = static_cast<ChatTemplate>(t);
+    if (name == chat_template_name(id)) return id;
   }
   return ChatTemplate::kNone;
 }
@@ -90,7 +92,22 @@ TEST_CASE("every conversation renders as the checkpoints' templates render it") 
       CHECK(count(ids) == count(whole) - 1);
     }
   }
-  CHECK(lines == 94);
+  CHECK(lines == 330);
+}
+
+TEST_CASE("every published template is recognised") {
+  const test::TemporaryFolder folder;
+  std::ifstream in(test::source_path("tests/data/templates/jinja.jsonl"));
+  size_t lines = 0;
+  for (std::string line; std::getline(in, line); ++lines) {
+    const auto j = nlohmann::json::parse(line);
+    CAPTURE(std::string(j["from"]));
+    test::write_bytes(folder.file("chat_template.jinja"), j["jinja"]);
+    auto found = detect_chat_template(folder.path());
+    REQUIRE_MESSAGE(found.ok(), found.status().message());
+    CHECK(chat_template_name(*found) == std::string(j["template"]));
+  }
+  CHECK(lines == 10);
 }
 
 TEST_CASE("DeepSeek-V3's own template is recognised") {

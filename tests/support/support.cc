@@ -44,6 +44,15 @@ void copy_padded_checkpoint(const std::string& folder) {
   std::filesystem::remove(folder + "/generation_config.json");  // names an end as well
 }
 
+std::string published_template(const std::string& name) {
+  std::istringstream lines(read_bytes(source_path("tests/data/templates/jinja.jsonl")));
+  for (std::string line; std::getline(lines, line);) {
+    const nlohmann::json entry = nlohmann::json::parse(line);
+    if (entry["template"] == name) return entry["jinja"];
+  }
+  throw std::runtime_error("jinja.jsonl has no template " + name);
+}
+
 TemporaryFolder::TemporaryFolder() {
   std::string name = (std::filesystem::temp_directory_path() / "dsv3-test-XXXXXX").string();
   if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");

@@ -12,6 +12,8 @@ namespace dsv3::test {
 std::string source_path(const std::string& relative);  // a file of the repository
 std::string read_bytes(const std::string& path);       // throws std::runtime_error
 void write_bytes(const std::string& path, const std::string& bytes);
+// The Jinja text of a published chat template, by dsv3's name of it; throws for others.
+std::string published_template(const std::string& name);
 
 // tiny-coder's checkpoint in a new folder, without the last tokens of its vocabulary: 4093 to 4095
 // are padding, the last one ends a sequence.

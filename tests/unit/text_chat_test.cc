@@ -160,47 +160,122 @@ TEST_CASE("what a user writes is never control text") {
   }
 }
 
-TEST_CASE("templates are told by what they contain") {
-  test::TemporaryFolder folder;
-  CHECK(detect_chat_template(folder.path()).value() == ChatTemplate::kNone);
-  const auto config = [&](const OrderedJson& chat_template) {
-    test::write_bytes(folder.file("tokenizer_config.json"),
+namespace {
+
+// Finds the template of a folder whose tokenizer_config.json has one.
+class Detector {
+ public:
+  Result<ChatTemplate> operator()(const OrderedJson& chat_template) const {
+    test::write_bytes(folder_.file("tokenizer_config.json"),
                       OrderedJson{{"chat_template", chat_template}}.dump());
-    return detect_chat_template(folder.path());
-  };
-  const std::string turns =
-      "{{'<｜User｜>' + message['content']}}{{'<｜Assistant｜>' + content + "
-      "'<｜end▁of▁sentence｜>'}}";
-  const std::string joins = "namespace(is_first_sp=true)", strips = "content.split('</think>')[-1]",
-                    opens = "{{'<｜Assistant｜><think>\\n'}}", tools = "'tool_calls' in message",
-                    v31 = "{% if thinking %}";
+    return detect_chat_template(folder_.path());
+  }
+  const test::TemporaryFolder& folder() const { return folder_; }
+
+ private:
+  test::TemporaryFolder folder_;
+};
+
+// `text` with every `from` become `to`, of which there is one at least.
+std::string with(std::string text, const std::string& from, const std::string& to) {
+  size_t at = text.find(from);
+  REQUIRE(at != std::string::npos);
+  for (; at != std::string::npos; at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("where a checkpoint's template is looked for") {
+  const Detector config;
+  const test::TemporaryFolder& folder = config.folder();
+  const std::string v2 = test::published_template("deepseek-v2");
+  CHECK(detect_chat_template(folder.path()).value() == ChatTemplate::kNone);
   CHECK(config(nullptr).value() == ChatTemplate::kNone);
   CHECK(config("").value() == ChatTemplate::kNone);
-  CHECK(config(turns + joins).value() == ChatTemplate::kV3);
-  CHECK(config(turns + strips + opens).value() == ChatTemplate::kR1);
-  CHECK(config(turns + joins + tools).value() == ChatTemplate::kV3Tools);
-  CHECK(config(turns + joins + tools + strips + opens).value() == ChatTemplate::kR1Tools);
-  CHECK(config(turns + joins + tools + strips).value() == ChatTemplate::kR1ToolsNoThink);
-  CHECK(config(turns + strips).value() == ChatTemplate::kR1NoThink);
-  CHECK(config(turns + joins + v31 + "'</think>'").value() == ChatTemplate::kV31NoOpen);
-  CHECK(config(turns + joins + v31 + "'<think></think>'").value() == ChatTemplate::kV31);
-  const std::string v2 = "{{ 'User: ' + m }}{{ 'Assistant: ' + m }}{{ 'Assistant:' }}";
   CHECK(config(v2).value() == ChatTemplate::kV2);
   CHECK(config({{{"name", "rag"}, {"template", "x"}}, {{"name", "default"}, {"template", v2}}})
             .value() == ChatTemplate::kV2);
-  const auto other = config("{{ '<|im_start|>' + role }}");
-  REQUIRE(!other.ok());
-  CHECK(other.status().code() == Code::kUnsupported);
-  CHECK(other.status().message().find("<|im_start|>") != std::string::npos);
-  CHECK(other.status().message().find("tokenizer_config.json") != std::string::npos);
   CHECK(config(7).status().code() == Code::kCorrupt);
   test::write_bytes(folder.file("chat_template.json"), "{}");
   CHECK(config(v2).value() == ChatTemplate::kV2);
   std::filesystem::resize_file(folder.file("chat_template.json"), (size_t{16} << 20) + 1);
   CHECK(config(v2).status().message() ==
         folder.file("chat_template.json") + ": has 16777217 bytes, expected at most 16777216");
-  test::write_bytes(folder.file("chat_template.jinja"), turns + joins);
+  test::write_bytes(folder.file("chat_template.jinja"), test::published_template("deepseek-v3"));
   CHECK(config(v2).value() == ChatTemplate::kV3);  // the file of its own comes first
+}
+
+TEST_CASE("templates that were not published, but say what others say") {
+  const Detector config;
+  const std::string v3 = test::published_template("deepseek-v3");
+  // White space, comments and what is the default anyway.
+  CHECK(config(with(v3, "%}{%-", "%}\n\n  {%-") + "\n").value() == ChatTemplate::kV3);
+  CHECK(config(with(v3, " %}{% set", "   -%}\n {% set")).value() == ChatTemplate::kV3);
+  CHECK(config(with(v3, "{{bos_token}}", "{# first #}{{-  bos_token\n-}}\n")).value() ==
+        ChatTemplate::kV3);
+  CHECK(config(v3.substr(v3.find("{% set ns"))).value() == ChatTemplate::kV3);
+  CHECK(config(v3 + "{#- a note -#}\n").value() == ChatTemplate::kV3);
+  // R1's without thought.
+  const std::string strip =
+      "{% set content = message['content'] %}{% if '</think>' in content %}"
+      "{% set content = content.split('</think>')[-1] %}{% endif %}{{'<｜Assistant｜>' + content";
+  const std::string r1 = test::published_template("deepseek-r1-tools-no-think");
+  CHECK(config(with(r1, strip, "{{'<｜Assistant｜>' + message['content']")).value() ==
+        ChatTemplate::kV3Tools);
+  const std::string v31 = test::published_template("deepseek-v3.1-no-open");
+  CHECK(config(with(v31, "</think>'}}", "<think></think>'}}")).value() == ChatTemplate::kV31);
+}
+
+TEST_CASE("a template that departs from the known ones is refused") {
+  const Detector config;
+  const auto refused = [&](const std::string& text) {
+    const auto found = config(text);
+    REQUIRE(!found.ok());
+    CHECK(found.status().code() == Code::kUnsupported);
+    CHECK(found.status().message().starts_with(config.folder().file("tokenizer_config.json")));
+    return found.status().message();
+  };
+  const std::string v3 = test::published_template("deepseek-v3");
+  const std::string has_calls =
+      "message['tool_calls'] is defined and message['tool_calls'] is not none";
+  const std::string none = "and message['content'] is none", close = "<｜tool▁calls▁end｜>";
+  // Other tests for tool calls.
+  CHECK(
+      refused(with(v3, none, "and " + has_calls)) ==
+      config.folder().file("tokenizer_config.json") +
+          ": the chat template has \"{%if message['role']=='assistant'and "
+          "message['tool_calls']is defined and message['tool_calls']is not none%}\" where those of "
+          "DeepSeek-V2, V3, R1 and V3.1 go on otherwise; only these are rendered");
+  refused(with(v3, none, "and message.content is none"));
+  const std::string tools = test::published_template("deepseek-r1-tools");
+  refused(with(tools, "'tool_calls' in message", has_calls));
+  refused(
+      with(test::published_template("deepseek-v3-reopens"), has_calls, "message['tool_calls']"));
+  // The same pieces elsewhere.
+  const std::string end = "{{'" + close + "<｜end▁of▁sentence｜>'}}";
+  refused(with(v3, end + "{%- endif %}{%- endfor %}", "{%- endif %}{%- endfor %}" + end));
+  refused(with(tools, "{%- endfor %}" + end, end + "{%- endfor %}"));
+  // Other texts, and what is printed between tags.
+  refused(with(tools, "'<｜tool▁output▁begin｜>'", "'\\n<｜tool▁output▁begin｜>'"));
+  refused(with(v3, close, ""));
+  refused(
+      with(v3, "'<｜User｜>' + message['content']", "'<｜User｜>' + message['content'] | trim"));
+  refused(with(v3, "{{bos_token}}", "{{bos_token}} "));
+  refused(with(v3, "{{bos_token}}", "{{bos_token}}\n"));
+  refused(with(v3, "{{bos_token}}", "{{bos_token}}{% if tools %}{{tools}}{% endif %}"));
+  refused(v3 + v3);
+  refused(v3.substr(0, v3.size() - 1));
+  refused(with(test::published_template("deepseek-v2"), "{{ 'Assistant:' }}", "{{ 'AI:' }}"));
+  refused("<｜User｜><｜Assistant｜><｜end▁of▁sentence｜>is_first_sp");
+  for (const char* broken :
+       {"{", "{{", "{%", "{#", "{{-", "{{'", "{{'\\", "{# #", "-}}", "{{-}}"}) {
+    refused(broken);
+    refused(v3 + broken);
+  }
+  CHECK(refused("{{ '<|im_start|>' + role }}").find("<|im_start|>") != std::string::npos);
 }
 
 TEST_CASE("fill in the middle") {
