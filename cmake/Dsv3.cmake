@@ -16,6 +16,7 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_C_VISIBILITY_PRESET hidden)
 set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_UNITY_BUILD OFF)  # files have names of their own that others have as well
 
 # Contraction off: a*b+c is fused only where a kernel says so, so that results do not depend on
 # what the optimiser felt like. Kernels call std::fma or the intrinsic.

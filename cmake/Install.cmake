@@ -3,7 +3,7 @@
 if(NOT TARGET dsv3_api)
   return()  # a floor is still missing
 endif()
-include(Exports)
+include("${CMAKE_CURRENT_LIST_DIR}/Exports.cmake")
 include(CMakePackageConfigHelpers)
 
 set(DSV3_EXPORT_MAP "${PROJECT_BINARY_DIR}/dsv3.map")
@@ -41,9 +41,12 @@ install(FILES "${PROJECT_SOURCE_DIR}/include/dsv3.h" DESTINATION "${CMAKE_INSTAL
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE"
         DESTINATION "${CMAKE_INSTALL_DATAROOTDIR}/doc/dsv3")
 
-# Relative to the .pc file, so that an installed tree can be moved.
-file(RELATIVE_PATH dsv3_prefix_from_pc
-     "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+# Relative to the .pc file, so that an installed tree can be moved. The folders may be absolute.
+foreach(dir PREFIX FULL_LIBDIR FULL_INCLUDEDIR)
+  file(RELATIVE_PATH dsv3_${dir}_from_pc
+       "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_${dir}}")
+  string(REGEX REPLACE "/$" "" dsv3_${dir}_from_pc "${dsv3_${dir}_from_pc}")
+endforeach()
 configure_file("${PROJECT_SOURCE_DIR}/cmake/dsv3.pc.in" "${PROJECT_BINARY_DIR}/dsv3.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/dsv3.pc"
         DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")

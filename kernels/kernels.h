@@ -135,7 +135,7 @@ inline constexpr int kLatentPageTokens = 64;
 
 // Raised with every change that lets any set compute other bits for the same inputs, so that saved
 // latents of an older library are not continued with a newer one's.
-inline constexpr uint32_t kNumericRevision = 3;
+inline constexpr uint32_t kNumericRevision = 4;
 
 // Consecutive rows of a batch that belong to one sequence, at consecutive positions.
 struct SequenceRows {

@@ -4,18 +4,25 @@
 #include "runtime/forward/layer.h"
 
 namespace dsv3 {
+namespace {
+
+// Of the norms inside the low-rank bottlenecks: the published code leaves them at its default,
+// whatever rms_norm_eps is.
+constexpr float kBottleneckEps = 1e-6f;
+
+}  // namespace
 
 void mla_block(const LayerContext& c, const BoundLayer& layer, size_t page_offset,
                std::span<const int64_t> first_keys) {
   kernels::Device& device = *c.device;
   Activations& a = *c.a;
   const auto hidden = static_cast<int32_t>(c.config->hidden_size);
-  const float eps = c.config->rms_norm_eps;
   const int64_t q_width = int64_t{c.shape.heads} * c.shape.qk_head_dim();
   const int64_t v_width = int64_t{c.shape.heads} * c.shape.v_head_dim;
 
   // x [rows, hidden] -> normed [rows, hidden]
-  device.rms_norm(a.x.at(), hidden, layer.input_norm, eps, c.rows, hidden, a.normed.at(), hidden);
+  device.rms_norm(a.x.at(), hidden, layer.input_norm, c.config->rms_norm_eps, c.rows, hidden,
+                  a.normed.at(), hidden);
 
   // normed -> kv [rows, kv_lora_rank + rope], and q [rows, heads, nope + rope], directly or through
   // a low-rank bottleneck of its own with a norm in the middle.
@@ -30,7 +37,8 @@ void mla_block(const LayerContext& c, const BoundLayer& layer, size_t page_offse
     const kernels::LinearArgs both[] = {
         {layer.q_a, a.normed.at(), hidden, a.q_a.at(), rank, c.rows, false}, kv};
     device.linear(both);
-    device.rms_norm(a.q_a.at(), rank, layer.q_a_norm, eps, c.rows, rank, a.q_a.at(), rank);
+    device.rms_norm(a.q_a.at(), rank, layer.q_a_norm, kBottleneckEps, c.rows, rank, a.q_a.at(),
+                    rank);
     const kernels::LinearArgs up[] = {
         {layer.q_b, a.q_a.at(), rank, a.q.at(), q_width, c.rows, false}};
     device.linear(up);
@@ -44,7 +52,7 @@ void mla_block(const LayerContext& c, const BoundLayer& layer, size_t page_offse
   append.q = a.q.at();
   append.kv = a.kv.at();
   append.gamma = layer.kv_a_norm;
-  append.eps = eps;
+  append.eps = kBottleneckEps;
   append.cos = a.cos.at();
   append.sin = a.sin.at();
   device.rope_append(append);

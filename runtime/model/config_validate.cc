@@ -96,9 +96,12 @@ void check_experts(Rules& r, const ModelConfig& c) {
   r.range("n_shared_experts", c.n_shared_experts, 0, kMaxExperts);
   r.range("moe_intermediate_size", c.moe_intermediate_size, c.n_routed_experts > 0 ? 1 : 0,
           kMaxDim);
-  if (c.n_routed_experts == 0 || !r.ok()) return;
+  r.range("num_experts_per_tok", c.num_experts_per_tok, c.n_routed_experts > 0 ? 1 : 0,
+          kMaxExperts);
+  if (!r.ok()) return;
+  // Of a model without experts, too: buffers are sized by it.
   r.range("n_shared_experts * moe_intermediate_size", c.shared_width(), 0, kMaxDim);
-  r.range("num_experts_per_tok", c.num_experts_per_tok, 1, kMaxExperts);
+  if (c.n_routed_experts == 0) return;
   r.at_most("num_experts_per_tok", c.num_experts_per_tok, "n_routed_experts", c.n_routed_experts);
   r.range("n_group", c.n_group, 1, kMaxExperts);
   r.range("topk_group", c.topk_group, 1, kMaxExperts);

@@ -169,6 +169,8 @@ TEST_CASE("inside another CMake project the library alone, and nothing of the ho
               "cmake_minimum_required(VERSION 3.25)\n"
               "project(host C)\n"
               "set(CMAKE_EXPORT_COMPILE_COMMANDS ON)\n"
+              "set(CMAKE_UNITY_BUILD ON)\n"
+              "list(APPEND CMAKE_MODULE_PATH \"${CMAKE_CURRENT_SOURCE_DIR}\")\n"
               "add_subdirectory(\"" +
                   source_path("") +
                   "\" dsv3)\n"
@@ -178,11 +180,19 @@ TEST_CASE("inside another CMake project the library alone, and nothing of the ho
                   "  endif()\n"
                   "endforeach()\n"
                   "add_executable(host main.c)\n"
+                  "set_target_properties(host PROPERTIES UNITY_BUILD OFF)\n"
                   "target_link_libraries(host PRIVATE dsv3::dsv3)\n");
   fs::copy(source_path("examples/c/complete.c"), project + "/main.c");
+  // Modules of the host's own that happen to have the names of ours.
+  for (const auto& file : fs::directory_iterator(source_path("cmake"))) {
+    if (file.path().extension() != ".cmake") continue;
+    write_bytes(project + "/" + file.path().filename().string(),
+                "message(FATAL_ERROR \"the host's module\")\n");
+  }
   must({DSV3_CMAKE, "-S", project, "-B", project + "/build", "-G", "Ninja",
         std::string("-DCMAKE_C_COMPILER=") + DSV3_CC,
-        std::string("-DCMAKE_TOOLCHAIN_FILE=") + DSV3_TOOLCHAIN});
+        std::string("-DCMAKE_TOOLCHAIN_FILE=") + DSV3_TOOLCHAIN, "-DCMAKE_INSTALL_PREFIX=/some",
+        "-DCMAKE_INSTALL_LIBDIR=/some/lib/here"});
   const std::string cache = read_bytes(project + "/build/CMakeCache.txt");
   CHECK(cache.find("CMAKE_BUILD_TYPE:STRING=\n") != std::string::npos);
   CHECK(cache.find("DSV3_CLI11_INCLUDE") == std::string::npos);
@@ -190,9 +200,14 @@ TEST_CASE("inside another CMake project the library alone, and nothing of the ho
   const auto commands = nlohmann::json::parse(read_bytes(project + "/build/compile_commands.json"));
   for (const auto& entry : commands) {
     const std::string command = entry.at("command");
+    CHECK_MESSAGE(command.find("/Unity/") == std::string::npos, command);
     const bool own = entry.at("file") == project + "/main.c";
     CHECK_MESSAGE((command.find(" -O3 ") == std::string::npos) == own, command);
   }
+  // Absolute folders are as good as relative ones.
+  const std::string pc = read_bytes(project + "/build/dsv3/dsv3.pc");
+  CHECK_MESSAGE(pc.find("\nlibdir=${pcfiledir}/..\n") != std::string::npos, pc);
+  CHECK_MESSAGE(pc.find("\nincludedir=${pcfiledir}/../../../include\n") != std::string::npos, pc);
 }
 
 }  // namespace

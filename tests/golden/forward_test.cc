@@ -5,11 +5,13 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "runtime/model/synthetic.h"
 #include "tests/golden/runner.h"
 #include "tests/support/forwarding_device.h"
 #include "tests/support/guard_device.h"
@@ -212,6 +214,41 @@ TEST_CASE("chunks, forks, truncation and threads leave every bit as it is") {
       }
     }
   }
+}
+
+// Notes which norms got which eps.
+struct NormListener : test::ForwardingDevice {
+  using ForwardingDevice::ForwardingDevice;
+  void rms_norm(Dev<const float> x, int64_t x_stride, Dev<const float> gamma, float eps,
+                int32_t rows, int32_t dim, Dev<float> out, int64_t out_stride) override {
+    by_dim[dim] = eps;
+    inner_->rms_norm(x, x_stride, gamma, eps, rows, dim, out, out_stride);
+  }
+  void rope_append(const kernels::RopeAppendArgs& args) override {
+    of_latents = args.eps;
+    inner_->rope_append(args);
+  }
+  std::map<int32_t, float> by_dim;
+  float of_latents = 0;
+};
+
+TEST_CASE("rms_norm_eps is not for the norms inside the bottlenecks") {
+  // So it is in the published code, whose class has 1e-6 for a default.
+  Result<ModelConfig> config = synthetic_config("tiny", 2);
+  REQUIRE(config.ok());
+  config->rms_norm_eps = 1e-5f;
+  const auto model = Model::synthesise(*config, {});
+  REQUIRE(model.ok());
+  NormListener device(device_of("ref"));
+  Runner runner(model.value(), &device);
+  PageTable table(runner.pool.get());
+  (void)runner.run(&table, {1, 2, 3}, 0, 64);
+  const auto hidden = static_cast<int32_t>(config->hidden_size);
+  const auto rank = static_cast<int32_t>(config->q_lora_rank);
+  REQUIRE(rank > 0);
+  REQUIRE(rank != hidden);
+  CHECK(device.by_dim == std::map<int32_t, float>{{rank, 1e-6f}, {hidden, 1e-5f}});
+  CHECK(device.of_latents == 1e-6f);
 }
 
 // On a machine that is as busy with other programs as the test says.

@@ -131,6 +131,20 @@ TEST_CASE("31: sizes zero, negative, 2^31, 2^63, and no integers") {
             (*c)["qk_nope_head_dim"] = 1 << 20;
           }),
           "qk_nope_head_dim");
+  // Buffers are sized by what a model without experts does not use, too.
+  refused(check_with([](OrderedJson* c) {
+            (*c)["n_routed_experts"] = nullptr;
+            (*c)["n_shared_experts"] = 16384;
+            (*c)["moe_intermediate_size"] = 262144;
+          }),
+          "n_shared_experts * moe_intermediate_size");
+  for (const int64_t value : {int64_t{-2}, int64_t{INT32_MAX}}) {
+    refused(check_with([&](OrderedJson* c) {
+              (*c)["n_routed_experts"] = nullptr;
+              (*c)["num_experts_per_tok"] = value;
+            }),
+            "num_experts_per_tok");
+  }
 }
 TEST_CASE("32 to 34: experts against groups and choices") {
   refused(check_field("n_group", 3), "n_routed_experts", "multiple of n_group, which is 3");
