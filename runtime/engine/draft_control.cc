@@ -14,6 +14,7 @@ constexpr double kSlower = 1.0 / 16, kFaster = 1.0 / 4;
 // much as the line that they are held against.
 constexpr double kForget = 1.0 / 256, kMostEvidence = 64, kLineWeight = 1;
 constexpr double kSteady = 4;         // evidence from which on a mean's changes are the machine's
+constexpr double kStale = 16;         // steps after which a mean goes with another's changes fully
 constexpr double kCountDecay = 0.97;  // of what was seen before, per draft
 // Where wider steps were not measured: each further row costs this fraction of the first one. A
 // small model on a CPU pays a third to a half, a large one less.
@@ -57,13 +58,17 @@ void StepCosts::record(int64_t rows, int64_t ns) {
   m.ns += weight * (time - m.ns);
   m.rows += weight * (static_cast<double>(rows) - m.rows);
   m.evidence = std::min(m.evidence + 1, kMostEvidence);
+  m.at = ++recorded_;
   // The machine became slower, or the contexts longer: for steps of all widths. As far as the mean
   // moved, which goes up and down again: differences of single times would add up, since they are
-  // above the mean more often than below.
+  // above the mean more often than below. What was measured itself a moment ago follows less: two
+  // widths that are both measured all the time would keep the ratio they had in the beginning,
+  // however wrong that was.
   const double moved = steady ? m.ns / before : 1;
   for (Mean& other : means_) {
     if (&other == &m) continue;
-    other.ns *= moved;
+    const double age = static_cast<double>(recorded_ - other.at);
+    other.ns *= 1 + (moved - 1) * std::min(1.0, age / kStale);
     other.evidence *= 1 - kForget;
   }
   make_points();
@@ -188,7 +193,8 @@ DraftControl::Plan DraftControl::plan(DraftExperience* shared, DraftSource sourc
     }
     consider();
   }
-  if (best.speedup < kClearSpeedup && shared->since_plain >= kMeasureAfter) return {};
+  const double measure_after = best.speedup < kClearSpeedup ? kMeasureAfter : kMeasureClearAfter;
+  if (shared->since_plain >= measure_after) return {};
   const int32_t probe = std::min(kProbeLength, available);
   if (best.length == 0 && probe > 0 && shared->idle_steps >= shared->probe_after &&
       chances.first > kHopeless && costs.of(others + 1 + probe) + draft_ns - plain <= credit) {

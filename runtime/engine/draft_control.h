@@ -40,8 +40,10 @@ class StepCosts {
     double ns = 0;        // of the recorded steps
     double rows = 0;      // their mean number of rows
     double evidence = 0;  // recorded steps; those of other buckets take from it
+    int64_t at = 0;       // of all recorded steps, the number of its last one
   };
   std::array<Mean, kBuckets> means_;
+  int64_t recorded_ = 0;
   // What of() goes by, made by record(): it is asked a dozen times for every request and step.
   struct Point {
     double rows = 0, ns = 0;
@@ -125,7 +127,8 @@ class DraftControl {
   static constexpr int32_t kFirstProbe = 8, kLastProbe = 256;
   // What a draft brings is held against steps without one. Where it is not much, one of them is
   // taken after so many with drafts: the machine may have become faster or slower since.
-  static constexpr double kMeasureAfter = 24, kClearSpeedup = 1.5;
+  // Where it looks like much, that may be for costs that are out of date: later, but also.
+  static constexpr double kMeasureAfter = 24, kMeasureClearAfter = 96, kClearSpeedup = 1.5;
 
   struct Plan {
     int32_t length = 0;  // tokens of the draft to verify; 0: none

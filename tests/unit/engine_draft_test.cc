@@ -282,6 +282,20 @@ TEST_CASE("costs: wide steps do not become dearer while only narrow ones are mea
   }
 }
 
+TEST_CASE("costs: what two widths cost beside each other is measured, whatever was before") {
+  for (const int64_t before : {400'000, 100'000, 25'000}) {
+    CAPTURE(before);
+    StepCosts costs;
+    for (int i = 0; i < 60; ++i) costs.record(1, before);
+    for (int i = 0; i < 200; ++i) {
+      costs.record(2, 150'000);
+      costs.record(1, 100'000);
+    }
+    CHECK(costs.of(1) == doctest::Approx(100'000).epsilon(0.05));
+    CHECK(costs.of(2) == doctest::Approx(150'000).epsilon(0.05));
+  }
+}
+
 TEST_CASE("costs: a slow wide step is not believed for ever") {
   StepCosts costs;
   for (int i = 0; i < 100; ++i) costs.record(1, 1000);
