@@ -603,8 +603,8 @@ typedef struct dsv3_request_options {
   const dsv3_logit_bias *logit_bias;
   uint32_t logit_bias_count;
   uint32_t logit_bias_stride;
-  /* NUL-terminated, valid UTF-8, at most 64 of 1 to 1,024 bytes; never part of the text that is
-   * reported. */
+  /* NUL-terminated, valid UTF-8, at most 64 of 1 to 1,024 bytes; looked for in the answer, not
+   * in reasoning, and never part of the text that is reported. */
   const char *const *stop_strings;
   const int32_t *stop_tokens; /* beside the model's end-of-sentence tokens */
   uint32_t stop_string_count;
@@ -614,7 +614,7 @@ typedef struct dsv3_request_options {
   int32_t logprobs;
   uint64_t deadline_ms; /* from the start of the request; 0 (default): none */
   /* 1: the answer begins inside a reasoning block; 0: outside; -1 (default): as the chat that was
-   * appended last left it. */
+   * appended last left it (outside once text was appended, or the session was replaced or emptied). */
   int32_t reasoning;
   uint32_t max_queued_events; /* a consumer this far behind pauses its request; default 256 */
   dsv3_cancel *cancel;        /* may be NULL */

@@ -38,32 +38,42 @@ class Worker {
         random_(options.seed * 1'000'003 + stream),
         session_(create_session(context)) {}
 
-  void ask_until_stopped(const std::vector<int32_t>& prefix) {
+  // cold: clients that have not had an answer yet.
+  void ask_until_stopped(const std::vector<int32_t>& prefix, std::atomic<int32_t>* cold) {
     std::exponential_distribution<double> think(1.0);
     std::uniform_real_distribution<double> uniform(0, 1);
     for (int32_t i = 0; !stop_; ++i) {
-      if (i == 1) load = {};  // the first question found a cold cache
       std::vector<int32_t> prompt = prefix;
       const std::vector<int32_t> tail = random_tokens(random_, vocab_, options_.tail_tokens);
       prompt.insert(prompt.end(), tail.begin(), tail.end());
       const bool cancel = uniform(random_) * 100 < options_.cancel_percent;
       const auto keep = static_cast<uint64_t>(uniform(random_) * options_.answer_tokens);
       run(prompt, DSV3_PRIORITY_INTERACTIVE, options_.answer_tokens, cancel, keep);
+      if (i == 0) {
+        load = {};
+        --*cold;
+        wait_for(*cold);
+      }
       pause(think(random_) * options_.think_ms);
     }
   }
 
-  void work_until_stopped() {
+  void work_until_stopped(const std::atomic<int32_t>& cold) {
+    wait_for(cold);
     while (!stop_) {
-      run(random_tokens(random_, vocab_, options_.job_tokens), DSV3_PRIORITY_BACKGROUND,
-          options_.job_tokens, false, 0);
-      ++load.jobs;
+      const bool done = run(random_tokens(random_, vocab_, options_.job_tokens),
+                            DSV3_PRIORITY_BACKGROUND, options_.job_tokens, false, 0);
+      load.jobs += done ? 1 : 0;
     }
   }
 
   Load load;
 
  private:
+  void wait_for(const std::atomic<int32_t>& cold) const {
+    while (cold > 0 && !stop_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+
   void pause(double ms) const {
     const auto begin = Clock::now();
     while (!stop_ && ms_since(begin) < ms) {
@@ -72,7 +82,8 @@ class Worker {
     }
   }
 
-  void run(const std::vector<int32_t>& prompt, int32_t priority, int32_t answer, bool cancel,
+  // Whether the request came to its own end.
+  bool run(const std::vector<int32_t>& prompt, int32_t priority, int32_t answer, bool cancel,
            uint64_t keep) {
     const bool client = priority == DSV3_PRIORITY_INTERACTIVE;
     dsv3_request_options options;
@@ -104,8 +115,7 @@ class Worker {
         return dsv3_request_next(request.get(), DSV3_WAIT_FOREVER, &event, e);
       });
       if (event.kind == DSV3_EVENT_FINISHED) {
-        finish(event, client, dropped ? ms_since(cancelled) : 0);
-        return;
+        return finish(event, client, dropped ? ms_since(cancelled) : 0);
       }
       if (event.token_count == 0) continue;
       const double ms = std::chrono::duration<double, std::milli>(Clock::now() - last).count();
@@ -117,23 +127,24 @@ class Worker {
     }
   }
 
-  void finish(const dsv3_event& event, bool client, double cancel_ms) {
+  bool finish(const dsv3_event& event, bool client, double cancel_ms) {
     if (event.finish_reason == DSV3_FINISH_CANCELLED) {
       if (client && !stop_) {
         ++load.cancelled;
         load.cancel_ms.push_back(cancel_ms);
       }
-      return;
+      return false;
     }
     if (event.finish_reason == DSV3_FINISH_ERROR) {
       if (event.error_retryable == 0) throw Failure(event.error_message, event.status);
       ++load.refused;
       pause(20);
-      return;
+      return false;
     }
-    if (!client) return;
+    if (!client) return true;
     load.prompt_tokens += event.statistics->prompt_tokens;
     load.cached_tokens += event.statistics->cached_tokens;
+    return true;
   }
 
   const LoadOptions& options_;
@@ -186,13 +197,13 @@ Load run_load(dsv3_context* context, const dsv3_model_info& model, const LoadOpt
   std::vector<std::unique_ptr<Worker>> workers;
   const int32_t count = options.clients + options.background;
   for (int32_t i = 0; i < count; ++i) {
-    workers.push_back(
-        std::make_unique<Worker>(context, model, options, static_cast<uint64_t>(i) + 1, stop));
+    workers.push_back(std::make_unique<Worker>(
+        context, model, options, options.first_stream + static_cast<uint64_t>(i) + 1, stop));
   }
   std::mutex mutex;
   std::exception_ptr failure;
   std::vector<std::thread> threads;
-  const Stopwatch watch;
+  std::atomic<int32_t> cold{options.clients};
   Load total;
   {
     struct Joiner {
@@ -208,9 +219,9 @@ Load run_load(dsv3_context* context, const dsv3_model_info& model, const LoadOpt
         Worker& worker = *workers[static_cast<size_t>(i)];
         try {
           if (i < options.clients) {
-            worker.ask_until_stopped(prefix);
+            worker.ask_until_stopped(prefix, &cold);
           } else {
-            worker.work_until_stopped();
+            worker.work_until_stopped(cold);
           }
         } catch (...) {
           const std::lock_guard lock(mutex);
@@ -219,6 +230,10 @@ Load run_load(dsv3_context* context, const dsv3_model_info& model, const LoadOpt
         }
       });
     }
+    while (!stop && cold > 0 && !interrupt.is_set()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    const Stopwatch watch;
     while (!stop && watch.seconds() < options.seconds && !interrupt.is_set()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }

@@ -23,6 +23,7 @@ struct LoadOptions {
       10;                    // of questions that are dropped on the way, as when somebody types on
   int32_t job_tokens = 512;  // a job's prompt, and its answer
   uint64_t seed = 1;
+  uint64_t first_stream = 0;  // of random numbers; a load with others asks other questions
 };
 
 // Milliseconds, one entry for each thing that happened.
@@ -41,8 +42,8 @@ struct Load {
 // The value that `percent` of them do not exceed; 0 of none.
 double percentile(std::vector<double> values, double percent);
 
-// Runs the load; `stop` (Ctrl-C) ends it early. A client's first question, which finds a cold
-// cache, does not count. Throws Failure when a request fails.
+// Runs the load; `stop` (Ctrl-C) ends it early. The clients' first questions, which find a cold
+// cache, do not count: the time begins after them. Throws Failure when a request fails.
 Load run_load(dsv3_context* context, const dsv3_model_info& model, const LoadOptions& options,
               const Interrupt& stop);
 

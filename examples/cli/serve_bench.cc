@@ -92,7 +92,9 @@ void run(Options& o, Main& main) {
   Json result = {{"clients", o.load.clients}, {"background", o.load.background}};
   if (o.load.clients > 0) result["idle"] = to_json(run_load(context.get(), info, alone, interrupt));
   if (o.load.background > 0 && !interrupt.is_set()) {
-    result["loaded"] = to_json(run_load(context.get(), info, o.load, interrupt));
+    LoadOptions beside = o.load;
+    beside.first_stream = static_cast<uint64_t>(alone.clients);  // what was asked before is cached
+    result["loaded"] = to_json(run_load(context.get(), info, beside, interrupt));
   }
   if (o.json) {
     write_json(result);

@@ -167,6 +167,7 @@ RequestStatistics Request::statistics() const {
   const std::lock_guard lock(statistics_mutex_);
   RequestStatistics s = statistics_;
   if (s.total_ns == 0) s.total_ns = elapsed(start_ns_, monotonic_ns());  // still running
+  if (!began_) s.queue_ns = s.total_ns;                                  // still waiting
   return s;
 }
 
@@ -222,6 +223,7 @@ void Request::started(int64_t now_ns) {
   if (service_ns_ != 0) return;
   service_ns_ = now_ns;
   const std::lock_guard lock(statistics_mutex_);
+  began_ = true;
   statistics_.queue_ns = elapsed(start_ns_, now_ns);
 }
 
@@ -428,6 +430,7 @@ void Request::finished(Finish* finish) noexcept {
   {
     const std::lock_guard lock(statistics_mutex_);
     statistics_.total_ns = std::max<uint64_t>(1, elapsed(start_ns_, monotonic_ns()));
+    if (!began_) statistics_.queue_ns = statistics_.total_ns;
     statistics_.pages = most_pages;
     statistics_.preemptions = preemptions;
     final_.statistics = statistics_;

@@ -118,8 +118,9 @@ class Request final : public Task {
   int32_t stop_token_ = -1;
 
   EventQueue queue_;
-  mutable std::mutex statistics_mutex_;
+  mutable std::mutex statistics_mutex_;  // of the next two
   RequestStatistics statistics_;
+  bool began_ = false;  // it had its turn
   // Held while a callback of this request runs, so that release() can wait for it.
   std::mutex callback_mutex_;
   bool detached_ = false;

@@ -44,6 +44,7 @@ Status Session::append(std::span<const int32_t> tokens, bool replace, AppendResu
   own.reserve(kept + tokens.size());  // the only thing that can fail, before anything is changed
   own.resize(kept);
   own.insert(own.end(), tokens.begin(), tokens.end());
+  if (replace) set_reasoning(false);
   state_.computed = std::min(state_.computed, static_cast<int64_t>(kept));
   state_.table.truncate(state_.computed);
   publish();
@@ -60,6 +61,7 @@ Status Session::truncate(uint64_t length) {
                             static_cast<unsigned long long>(length), state_.tokens.size());
   }
   state_.tokens.resize(static_cast<size_t>(length));
+  if (length == 0) set_reasoning(false);
   state_.computed = std::min(state_.computed, static_cast<int64_t>(length));
   state_.table.truncate(state_.computed);
   publish();

@@ -459,6 +459,40 @@ TEST_CASE("serve-bench: both phases, their percentiles, and what does not fit") 
   CHECK(said.at("loaded").at("background_tokens_per_second") > 0);
   CHECK(dsv3({"serve-bench", tiny_coder_file(), "--prefix", "2048"}).code == 2);
 }
+
+TEST_CASE("serve-bench: what was not done, or found a cold cache, is not counted") {
+  const std::vector<std::string> common = {"serve-bench", tiny_coder_file(), "--json", "--cancel",
+                                           "0"};
+  const auto load = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = common;
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Run run = dsv3(arguments);
+    REQUIRE_MESSAGE(run.code == 0, run.err);
+    return Json::parse(run.out);
+  };
+  // Jobs of 400 tokens in a cache for two at once: most are refused.
+  const Json jobs = load({"--clients", "0", "--background", "16", "--job", "400", "--cache-mb", "2",
+                          "--prefix", "64", "--seconds", "1"})
+                        .at("loaded");
+  CHECK(jobs.at("refused") > 0);
+  CHECK(jobs.at("jobs").get<double>() * 400 <=
+        jobs.at("background_tokens_per_second").get<double>() * jobs.at("seconds").get<double>() *
+            1.01);
+  // Who thinks for long after the first question has asked none that counts.
+  const Json idle = load({"--clients", "2", "--background", "0", "--prefix", "64", "--think",
+                          "600000", "--seconds", "1"})
+                        .at("idle");
+  CHECK(idle.at("questions") == 0);
+  CHECK(idle.at("first_token_ms").at("count") == 0);
+  // Both phases ask questions that nobody has asked before.
+  const Json both = load({"--clients", "1", "--background", "1", "--job", "64", "--prefix", "64",
+                          "--tail", "640", "--answer", "2", "--think", "1", "--seconds", "2"});
+  for (const char* phase : {"idle", "loaded"}) {
+    const Json& p = both.at(phase);
+    CHECK(p.at("questions") > 0);
+    CHECK(p.at("cached_tokens").get<double>() < 0.2 * p.at("prompt_tokens").get<double>());
+  }
+}
 #endif
 
 }  // namespace

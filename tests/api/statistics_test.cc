@@ -39,6 +39,26 @@ dsv3_request_options plain(uint64_t max_tokens) {
 
 }  // namespace
 
+TEST_CASE("who ends while waiting has waited all the time") {
+  // Now and then the second one has its turn before it is cancelled.
+  bool waited = false;
+  for (int attempt = 0; !waited && attempt < 50; ++attempt) {
+    const ContextHandle context = make_context(shared().model.get(), {.prefix_cache = 0});
+    const SessionHandle busy = session_with(1900, context.get());
+    const SessionHandle idle = session_with(10, context.get());
+    dsv3_request_options options = plain(1);
+    const RequestHandle first = start(busy.get(), options);
+    options.priority = DSV3_PRIORITY_IDLE;
+    const RequestHandle second = start(idle.get(), options);
+    dsv3_request_cancel(second.get());
+    const dsv3_request_statistics s = finish(second.get()).statistics;
+    waited = s.queue_ns == s.total_ns;
+    finish(first.get());
+    CHECK(statistics_of(context.get()).queue_ns >= s.queue_ns);
+  }
+  CHECK(waited);
+}
+
 TEST_CASE("a context's counters are the sums of what its requests report") {
   const ContextHandle context = make_context(shared().model.get(), {.prefill_chunk = 64});
   const dsv3_context_statistics none = statistics_of(context.get());

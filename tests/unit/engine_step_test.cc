@@ -276,6 +276,25 @@ TEST_CASE_FIXTURE(Fixture, "requests get on however many errands come") {
   CHECK(in_time);
 }
 
+TEST_CASE("an answer begins in reasoning only where the chat before it ended there") {
+  Fixture f;
+  const auto session = f.session(prompt_of(20, 1));
+  AppendResult result;
+  for (const bool empties : {false, true}) {
+    session->set_reasoning(true);
+    REQUIRE(session->append(prompt_of(3, 2), /*replace=*/false, &result).ok());
+    CHECK(session->reasoning());
+    REQUIRE(session->truncate(20).ok());
+    CHECK(session->reasoning());
+    if (empties) {
+      REQUIRE(session->truncate(0).ok());
+    } else {
+      REQUIRE(session->append(prompt_of(30, 3), /*replace=*/true, &result).ok());
+    }
+    CHECK_FALSE(session->reasoning());
+  }
+}
+
 TEST_CASE("a draft that finds no page is left out") {
   Fixture f;
   const uint64_t page = f.engine->info().page_bytes;
