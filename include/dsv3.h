@@ -179,8 +179,10 @@ typedef struct dsv3_model_info {
   uint64_t file_bytes;
   uint64_t weight_bytes;
   uint64_t active_bytes_per_token; /* weights that one token reads */
-  const char *model_type;    /* "deepseek_v3"; lives as long as the model, as do the next two */
-  const char *chat_template; /* "none", "deepseek-v2", "deepseek-v3", "deepseek-r1", ... */
+  const char *model_type; /* "deepseek_v3"; lives as long as the model, as do the next two */
+  /* "none", "deepseek-v2", "deepseek-v3", "deepseek-r1", ...; "unknown": the checkpoint has another
+   * one, and calls that render a chat are refused. */
+  const char *chat_template;
   const char *path;
   uint8_t fingerprint[16]; /* equal for equal models */
 } dsv3_model_info;

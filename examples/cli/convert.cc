@@ -1,5 +1,6 @@
 // dsv3 convert HF_DIR OUT.dsv3
 #include <memory>
+#include <string_view>
 
 #include "commands.h"
 #include "common.h"
@@ -41,9 +42,15 @@ void run(const Options& o, Main& main) {
   call([&](dsv3_error** e) { return dsv3_model_open(o.output.c_str(), nullptr, &raw, e); });
   const Model model(raw);
   const dsv3_model_info info = model_info(model.get());
+  if (std::string_view(info.chat_template) == "unknown") {
+    write_err(
+        "dsv3: the checkpoint's chat template is not one of DeepSeek-V2, V3, R1 or V3.1: the file "
+        "completes text, but renders no chat\n");
+  }
   if (o.json) {
     write_json({{"output", o.output},
                 {"model_type", info.model_type},
+                {"chat_template", info.chat_template},
                 {"parameters", info.parameters},
                 {"file_bytes", info.file_bytes},
                 {"seconds", seconds}});

@@ -346,6 +346,11 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
     render_v31(*thoughts, messages, options, &out);
     return out.take();
   }
+  if (t == ChatTemplate::kUnknown) {
+    return make_error(Code::kUnsupported,
+                      "the model's chat template is none of those that are rendered, which are "
+                      "DeepSeek-V2's, V3's, R1's and V3.1's");
+  }
   if (turns == nullptr) return make_error(Code::kUnsupported, "the model has no chat template");
   render_system(messages, turns->joins_system, &out);
   DSV3_TRY(TurnRenderer(*turns, &out).run(messages, options));

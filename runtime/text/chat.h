@@ -29,8 +29,9 @@ enum class ChatTemplate : uint8_t {
   kV3Reopens = 10,      // V3-0324 as others upload it: every list of calls and outputs opened anew
   kR1Reopens = 11,      // R1-0528: 10 with reasoning of earlier turns dropped
   kV31Prompts = 12,     // 5 that prompts after an answer and after system messages alone, too
+  kUnknown = 13,        // another one: no chat is rendered
 };
-inline constexpr ChatTemplate kLastChatTemplate = ChatTemplate::kV31Prompts;
+inline constexpr ChatTemplate kLastChatTemplate = ChatTemplate::kUnknown;
 const char* chat_template_name(ChatTemplate t);  // "none", "deepseek-v2", ...
 
 // Which template a checkpoint carries: recognised by the whole text of its chat_template

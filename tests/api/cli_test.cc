@@ -181,6 +181,22 @@ TEST_CASE("a file that is not there, and one that is no model, are 1 and named")
   }
 }
 
+TEST_CASE("convert: a chat template that is not known costs the chat alone") {
+  const std::string folder = scratch_file("unknown-chat"), out = folder + ".dsv3";
+  std::filesystem::copy(source_path("examples/models/tiny-coder"), folder);
+  write_bytes(folder + "/chat_template.jinja", "{{ messages[0].content }}");
+  const Run converted = dsv3({"convert", folder, out, "--json"});
+  REQUIRE_MESSAGE(converted.code == 0, converted.err);
+  CHECK(Json::parse(converted.out).at("chat_template") == "unknown");
+  CHECK(contains(converted.err, "renders no chat"));
+  CHECK(dsv3({"generate", out, "--prompt", "import", "-n", "2", "--ignore-eos"}).code == 0);
+  RunOptions said;
+  said.input = "hello\n";
+  const Run chat = dsv3({"chat", out}, said);
+  CHECK(chat.code == 1);
+  CHECK(contains(chat.err, "none of those that are rendered"));
+}
+
 TEST_CASE("convert: what it says, what it refuses") {
   const std::string out = scratch_file("convert.dsv3");
   const std::string checkpoint = source_path("tests/data/models/v2-lite-micro");
