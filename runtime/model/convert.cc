@@ -52,10 +52,8 @@ Status read_text(const std::string& dir, const ModelConfig& config, std::string*
                             path.c_str(), tokenizer.vocab_size() - 1,
                             static_cast<long long>(config.vocab_size));
   }
-  const Result<ChatTemplate> chat = detect_chat_template(dir);
-  // A template that is not known costs the chat; the model completes text all the same.
-  if (!chat.ok() && chat.status().code() != Code::kUnsupported) return chat.status();
-  header->chat_template = static_cast<uint8_t>(chat.ok() ? chat.value() : ChatTemplate::kUnknown);
+  DSV3_ASSIGN(const ChatTemplate chat, detect_chat_template(dir));
+  header->chat_template = static_cast<uint8_t>(chat);
   return {};
 }
 

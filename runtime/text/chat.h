@@ -36,7 +36,8 @@ const char* chat_template_name(ChatTemplate t);  // "none", "deepseek-v2", ...
 
 // Which template a checkpoint carries: recognised by the whole text of its chat_template
 // (chat_template.jinja, chat_template.json or tokenizer_config.json). kNone when it carries none;
-// kUnsupported (by name of what was found) when it carries one that is not known to be rendered so.
+// kUnknown when it carries one that is not known to be rendered so: the model completes text all
+// the same.
 Result<ChatTemplate> detect_chat_template(const std::string& checkpoint_dir);
 
 struct ToolCall {

@@ -229,53 +229,45 @@ TEST_CASE("templates that were not published, but say what others say") {
   CHECK(config(with(v31, "</think>'}}", "<think></think>'}}")).value() == ChatTemplate::kV31);
 }
 
-TEST_CASE("a template that departs from the known ones is refused") {
+TEST_CASE("a template that departs from the known ones is unknown") {
   const Detector config;
-  const auto refused = [&](const std::string& text) {
-    const auto found = config(text);
-    REQUIRE(!found.ok());
-    CHECK(found.status().code() == Code::kUnsupported);
-    CHECK(found.status().message().starts_with(config.folder().file("tokenizer_config.json")));
-    return found.status().message();
+  const auto unknown = [&](const std::string& text) {
+    CAPTURE(text);
+    CHECK(config(text).value() == ChatTemplate::kUnknown);
   };
   const std::string v3 = test::published_template("deepseek-v3");
   const std::string has_calls =
       "message['tool_calls'] is defined and message['tool_calls'] is not none";
   const std::string none = "and message['content'] is none", close = "<｜tool▁calls▁end｜>";
   // Other tests for tool calls.
-  CHECK(
-      refused(with(v3, none, "and " + has_calls)) ==
-      config.folder().file("tokenizer_config.json") +
-          ": the chat template has \"{%if message['role']=='assistant'and "
-          "message['tool_calls']is defined and message['tool_calls']is not none%}\" where those of "
-          "DeepSeek-V2, V3, R1 and V3.1 go on otherwise; only these are rendered");
-  refused(with(v3, none, "and message.content is none"));
+  unknown(with(v3, none, "and " + has_calls));
+  unknown(with(v3, none, "and message.content is none"));
   const std::string tools = test::published_template("deepseek-r1-tools");
-  refused(with(tools, "'tool_calls' in message", has_calls));
-  refused(
+  unknown(with(tools, "'tool_calls' in message", has_calls));
+  unknown(
       with(test::published_template("deepseek-v3-reopens"), has_calls, "message['tool_calls']"));
   // The same pieces elsewhere.
   const std::string end = "{{'" + close + "<｜end▁of▁sentence｜>'}}";
-  refused(with(v3, end + "{%- endif %}{%- endfor %}", "{%- endif %}{%- endfor %}" + end));
-  refused(with(tools, "{%- endfor %}" + end, end + "{%- endfor %}"));
+  unknown(with(v3, end + "{%- endif %}{%- endfor %}", "{%- endif %}{%- endfor %}" + end));
+  unknown(with(tools, "{%- endfor %}" + end, end + "{%- endfor %}"));
   // Other texts, and what is printed between tags.
-  refused(with(tools, "'<｜tool▁output▁begin｜>'", "'\\n<｜tool▁output▁begin｜>'"));
-  refused(with(v3, close, ""));
-  refused(
+  unknown(with(tools, "'<｜tool▁output▁begin｜>'", "'\\n<｜tool▁output▁begin｜>'"));
+  unknown(with(v3, close, ""));
+  unknown(
       with(v3, "'<｜User｜>' + message['content']", "'<｜User｜>' + message['content'] | trim"));
-  refused(with(v3, "{{bos_token}}", "{{bos_token}} "));
-  refused(with(v3, "{{bos_token}}", "{{bos_token}}\n"));
-  refused(with(v3, "{{bos_token}}", "{{bos_token}}{% if tools %}{{tools}}{% endif %}"));
-  refused(v3 + v3);
-  refused(v3.substr(0, v3.size() - 1));
-  refused(with(test::published_template("deepseek-v2"), "{{ 'Assistant:' }}", "{{ 'AI:' }}"));
-  refused("<｜User｜><｜Assistant｜><｜end▁of▁sentence｜>is_first_sp");
+  unknown(with(v3, "{{bos_token}}", "{{bos_token}} "));
+  unknown(with(v3, "{{bos_token}}", "{{bos_token}}\n"));
+  unknown(with(v3, "{{bos_token}}", "{{bos_token}}{% if tools %}{{tools}}{% endif %}"));
+  unknown(v3 + v3);
+  unknown(v3.substr(0, v3.size() - 1));
+  unknown(with(test::published_template("deepseek-v2"), "{{ 'Assistant:' }}", "{{ 'AI:' }}"));
+  unknown("<｜User｜><｜Assistant｜><｜end▁of▁sentence｜>is_first_sp");
   for (const char* broken :
        {"{", "{{", "{%", "{#", "{{-", "{{'", "{{'\\", "{# #", "-}}", "{{-}}"}) {
-    refused(broken);
-    refused(v3 + broken);
+    unknown(broken);
+    unknown(v3 + broken);
   }
-  CHECK(refused("{{ '<|im_start|>' + role }}").find("<|im_start|>") != std::string::npos);
+  unknown("{{ '<|im_start|>' + role }}");
 }
 
 TEST_CASE("fill in the middle") {
