@@ -71,6 +71,7 @@ struct AttentionJob {
   size_t share_rows();
   bool has_long_shared() const;
   int64_t tasks() const;
+  void choose_rows(int32_t most_rows);
   void choose_heads();
   static void absorb_task(void* context, int index, int worker);
   static void attend_task(void* context, int index, int worker);

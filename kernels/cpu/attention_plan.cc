@@ -96,11 +96,39 @@ int64_t AttentionJob::tasks() const {
   return count;
 }
 
+// Rows in equal blocks, and in more of them where that leaves no thread without work while others
+// still have some: 44 rows in blocks of 32 and 12 would keep one thread of two waiting.
+void AttentionJob::choose_rows(int32_t most_rows) {
+  const int64_t threads = device->threads();
+  const auto step_of = [&](int32_t blocks) { return (most_rows + blocks - 1) / blocks; };
+  // Queries of the thread that has the most.
+  const auto load = [&] { return (tasks() + threads - 1) / threads * row_step * head_step; };
+  int32_t blocks = (most_rows + kQueryRows - 1) / kQueryRows;
+  row_step = step_of(blocks);
+  choose_heads();
+  int32_t best_step = row_step;
+  int64_t best = load();
+  while (tasks() < 4 * threads && step_of(blocks + 1) >= kFewRows) {
+    row_step = step_of(++blocks);
+    choose_heads();
+    if (load() * 17 / 16 >= best) continue;  // smaller tasks cost more
+    best_step = row_step;
+    best = load();
+  }
+  row_step = best_step;
+  choose_heads();
+}
+
 // As many heads to a task as leave every thread one, or with splits, which differ in length, two.
 void AttentionJob::choose_heads() {
   const int64_t threads = device->threads();
-  head_step = std::clamp(kMaxQueries / row_step, 1, args->shape.heads);
-  shared_head_step = std::clamp(kMaxQueries / kFewRows, 1, args->shape.heads);
+  const int32_t heads = args->shape.heads;
+  const auto equal = [&](int32_t most) {
+    const int32_t blocks = (heads + most - 1) / most;
+    return (heads + blocks - 1) / blocks;
+  };
+  head_step = equal(std::clamp(kMaxQueries / row_step, 1, heads));
+  shared_head_step = equal(std::clamp(kMaxQueries / kFewRows, 1, heads));
   int32_t& step = by_splits ? shared_head_step : head_step;
   while (step > 1 && tasks() < (by_splits && step > kFewHeads ? 2 * threads : threads)) {
     step = (step + 1) / 2;
@@ -130,9 +158,9 @@ void CpuDevice::latent_attention(const MlaAttentionArgs& args) {
     most_rows = std::max(most_rows, seq.rows);
     ns += attention_work(s, seq, false) / 50;
   }
-  AttentionJob job{this, &args, std::min(most_rows, kQueryRows), 1};
+  AttentionJob job{this, &args, 1, 1};
   const size_t sharing = job.share_rows();
-  job.choose_heads();
+  job.choose_rows(most_rows);
   if (threads() > 1 && job.has_long_shared()) {
     const int32_t heads_otherwise = job.head_step;
     job.by_splits = true;
