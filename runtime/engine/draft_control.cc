@@ -230,6 +230,7 @@ void DraftControl::record_step(DraftExperience* shared, int32_t drafted, int32_t
 
 void DraftExperience::end_step(int64_t tasks, int64_t rows, int64_t ns) {
   const Committed step = std::exchange(committed, {});
+  ns -= step.hook_ns;
   const double plain = costs.of(tasks), wide = costs.of(rows);
   costs.record(rows, ns);
   if (plain <= 0 || step.asked == 0) return;

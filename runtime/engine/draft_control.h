@@ -99,7 +99,8 @@ struct DraftExperience {
 
   // A step of `tasks` requests and `rows` rows took so long, drafts by DraftControl::record_step()
   // included: it is paid for with what it really took. By what such a step was thought to cost,
-  // drafts among many were paid again and again out of an error of a few per cent.
+  // drafts among many were paid again and again out of an error of a few per cent. The callers'
+  // logits hooks are taken out: one comes for every token, however many tokens come at once.
   void end_step(int64_t tasks, int64_t rows, int64_t ns);
 
   // Of the step that is being committed.
@@ -108,6 +109,7 @@ struct DraftExperience {
     int64_t drafted = 0;  // rows
     int64_t more = 0;     // tokens beyond each request's one
     double draft_ns = 0;
+    int64_t hook_ns = 0;  // in the requests' logits hooks
   };
   Committed committed;
 };

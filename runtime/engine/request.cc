@@ -229,6 +229,7 @@ void Request::started(int64_t now_ns) {
 
 Status Request::run_hook(void* self, std::span<float> logits, std::span<const int32_t> tokens) {
   auto* r = static_cast<Request*>(self);
+  const int64_t begin = monotonic_ns();
   const CallbackScope scope;  // outlives the lock: deferred frees may need it
   const std::lock_guard lock(r->callback_mutex_);
   if (r->detached_) return Status(Code::kCancelled, "the request was freed");
@@ -239,6 +240,7 @@ Status Request::run_hook(void* self, std::span<float> logits, std::span<const in
     return make_field_error(Code::kInvalidArgument, "logits_hook",
                             "logits_hook threw an exception");
   }
+  r->hook_ns_ += monotonic_ns() - begin;
   return {};
 }
 
@@ -254,8 +256,10 @@ Status Request::sample(const StepRun& run, int64_t position) {
   DSV3_TRY(run.logits(position, &logits));
   LogitsHook hook;
   if (options_.logits_hook != nullptr) hook = {run_hook, this};
-  return run.sampler->sample(options_.sampling, session().state().tokens, logits, row, hook,
-                             &sampled_);
+  const Status status = run.sampler->sample(options_.sampling, session().state().tokens, logits,
+                                            row, hook, &sampled_);
+  run.experience->committed.hook_ns += std::exchange(hook_ns_, 0);
+  return status;
 }
 
 Status Request::append(int32_t token) {

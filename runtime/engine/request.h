@@ -124,6 +124,7 @@ class Request final : public Task {
   // Held while a callback of this request runs, so that release() can wait for it.
   std::mutex callback_mutex_;
   bool detached_ = false;
+  int64_t hook_ns_ = 0;  // in the logits hook, since sample() last asked
 };
 
 }  // namespace dsv3

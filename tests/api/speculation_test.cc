@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <thread>
+#include <utility>
 
 #include "tests/api/api_support.h"
 #include "tests/api/outcome_support.h"
@@ -593,4 +594,45 @@ TEST_CASE("edits in a context that has served other requests are drafted at leng
   // machine, three to four on a busy one or under a sanitizer. So this asks for no more than that
   // it drafts at all; that no stale price keeps it from doing so is tested in unit.engine_draft.
   CHECK(edits.steps * 3 <= edits.tokens * 2);
+}
+
+// A hook comes once for every token, drafted or not, and only its own request has it: what steps
+// cost, and with it what drafts are worth, is measured without.
+TEST_CASE("what a logits hook takes is no cost of a step") {
+  struct Slow {
+    Forced forced;
+    std::chrono::nanoseconds time{0};
+    static void hook(void* user, float* logits, uint64_t vocab, const int32_t* tokens,
+                     uint64_t count) {
+      auto* self = static_cast<Slow*>(user);
+      std::this_thread::sleep_for(self->time);
+      Forced::hook(&self->forced, logits, vocab, tokens, count);
+    }
+  };
+  const std::vector<int32_t> text = prompt_tokens(140), prompt(text.begin(), text.begin() + 40);
+  Slow slow;
+  slow.forced.target.assign(text.begin() + 40, text.end());
+  slow.forced.prompt = prompt.size();
+  dsv3_request_options options = request_options();
+  options.ignore_eos = 1;
+  options.speculation = DSV3_SPECULATION_OFF;
+  options.max_tokens = 30;
+  const Outcome plain = run(make_context(shared().model.get()).get(), prompt, options);
+  slow.time = std::chrono::milliseconds(5) +
+              10 * std::chrono::nanoseconds(plain.statistics.decode_ns / options.max_tokens);
+
+  const ContextHandle context = make_context(shared().model.get());
+  options.logits_hook = Slow::hook;
+  options.logits_hook_user = &slow;
+  run(context.get(), prompt, options);
+  options.speculation = DSV3_SPECULATION_ALWAYS;
+  options.max_tokens = slow.forced.target.size();
+  options.reference_tokens = text.data();
+  options.reference_token_count = text.size();
+  slow.forced.calls = 0;
+  const int64_t hook_ns = std::exchange(slow.time, {}).count();
+  const Outcome outcome = run(context.get(), prompt, options);
+  CHECK(outcome.tokens == slow.forced.target);
+  const int64_t saved = outcome.statistics.speculation_saved_ns;
+  CHECK(saved / static_cast<int64_t>(outcome.tokens.size()) < hook_ns / 2);
 }
