@@ -135,6 +135,7 @@ Status DiskTier::put(std::span<const int32_t> prefix, std::span<const std::byte>
     return {};
   }
   uint64_t used = lock.counter();
+  if (used == 0) DSV3_TRY(shrink(max_bytes_, &used));  // nothing is there, or the count was lost
   if (used > max_bytes_ || size > max_bytes_ - used) {
     // A tenth more than needed, so that not every page has to look through the directory.
     const uint64_t room = std::min(max_bytes_, size + max_bytes_ / 10);
