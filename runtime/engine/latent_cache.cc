@@ -65,6 +65,7 @@ int64_t LatentCache::attach(Session* session, int64_t limit) {
     ++counters_.prefix_hits;
   }
   if (s.computed == before) return 0;
+  mark_high_water();
   index_.touch(page);
   session->publish();
   return s.computed - before;
@@ -202,8 +203,17 @@ bool LatentCache::make_room(const PageTable& table, int64_t begin, int64_t end) 
 Status LatentCache::take(PageTable* table, int64_t begin, int64_t end) {
   const bool takes_pages = table->pages_needed(begin, end) > 0;
   DSV3_TRY(table->make_writable(begin, end));
-  if (takes_pages) counters_.high_water = std::max(counters_.high_water, in_use());
+  if (takes_pages) mark_high_water();
   return {};
+}
+
+// Walks the index: not for steps that take no pages.
+void LatentCache::mark_high_water() {
+  counters_.high_water = std::max(counters_.high_water, in_use());
+}
+
+Status LatentCache::reserve_free(Session* session, int64_t begin, int64_t end) {
+  return take(&session->state().table, begin, end);
 }
 
 Status LatentCache::reserve(Session* session, int64_t begin, int64_t end) {

@@ -71,6 +71,8 @@ class LatentCache {
   Status reserve(Task* task, int64_t begin, int64_t least, int64_t* end, Tasks tasks);
   // The same for a session without a task: no task gives way.
   Status reserve(Session* session, int64_t begin, int64_t end);
+  // The same of what is free: nobody gives way.
+  Status reserve_free(Session* session, int64_t begin, int64_t end);
   // A page with one reference, free or given up by the index; kNoPage: neither. Takes nothing from
   // sessions.
   Result<PageId> take_spare();
@@ -95,6 +97,7 @@ class LatentCache {
   bool forget_own(const PageTable& table, int64_t begin, int64_t end);
   bool drop_idle() noexcept;
   bool preempt_below(const Task& task, Tasks tasks) noexcept;
+  void mark_high_water();
 
   PagePool pool_;
   const bool share_;

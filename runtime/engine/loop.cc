@@ -443,9 +443,11 @@ void Engine::draft_mtp(const StepPlan& plan) {
     const int32_t depth = part.task->mtp_depth();
     if (depth == 0) continue;
     const std::lock_guard lock(mutex_);
-    Session::State& s = part.task->session().state();
+    Session& session = part.task->session();
+    const Session::State& s = session.state();
     const auto length = static_cast<int64_t>(s.tokens.size());
-    if (s.computed + 1 != length || !s.table.make_writable(length - 1, length - 1 + depth).ok()) {
+    if (s.computed + 1 != length ||
+        !cache_->reserve_free(&session, length - 1, length - 1 + depth).ok()) {
       continue;
     }
     MtpShare share;

@@ -123,6 +123,18 @@ TEST_CASE("a context's counters are the sums of what its requests report") {
   for (size_t i = 0; i < 7 * 16; ++i) CHECK(load[i / 16][i % 16] == counts[i]);
 }
 
+TEST_CASE("the high-water mark counts pages that a draft of the MTP module takes first") {
+  const ContextHandle context = make_context(shared().model.get());
+  const SessionHandle session = session_with(63, context.get());
+  dsv3_request_options options = plain(50);
+  options.speculation = DSV3_SPECULATION_ALWAYS;
+  options.drafters = DSV3_DRAFT_MTP;
+  CHECK(generate(session.get(), options).statistics.drafted_tokens > 0);
+  const dsv3_context_statistics s = statistics_of(context.get());
+  CHECK(s.pages_used == 2);
+  CHECK(s.pages_high_water == 2);
+}
+
 TEST_CASE("a request's statistics as JSON") {
   const SessionHandle session = session_with(100);
   const RequestHandle request = start(session.get(), plain(20));
