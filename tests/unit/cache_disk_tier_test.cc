@@ -95,7 +95,7 @@ TEST_CASE("pages are found by their whole prefix, after a restart too") {
   }
 }
 
-TEST_CASE("other models and kernel sets do not see each other's pages") {
+TEST_CASE("other models, kernel sets and arithmetic do not see each other's pages") {
   test::TemporaryFolder dir;
   const std::string path = dir.file("cache");
   REQUIRE(tier(path)->put(tokens(64), page(1)).ok());
@@ -104,6 +104,9 @@ TEST_CASE("other models and kernel sets do not see each other's pages") {
   CHECK_FALSE(has(tier(path, 1 << 20, other).get(), tokens(64), 1));
   other = identity();
   other.fingerprint[3] ^= 1;
+  CHECK_FALSE(has(tier(path, 1 << 20, other).get(), tokens(64), 1));
+  other = identity();
+  ++other.numeric_revision;
   CHECK_FALSE(has(tier(path, 1 << 20, other).get(), tokens(64), 1));
   CHECK(has(tier(path).get(), tokens(64), 1));
 }
@@ -176,17 +179,33 @@ TEST_CASE("the budget holds, and what was used last stays") {
   for (int32_t i = 0; i < 8; ++i) REQUIRE(t->put(tokens(64, i), page(i)).ok());
   age();
   CHECK(has(t.get(), tokens(64, 3), 3));
+  CHECK(t->touch(tokens(64, 4)));
+  CHECK_FALSE(t->touch(tokens(64, 99)));
+  REQUIRE(t->put(tokens(64, 5), page(5)).ok());  // is there
   for (int32_t i = 100; i < 105; ++i) {
     REQUIRE(t->put(tokens(64, i), page(i)).ok());
     CHECK(bytes_in(path) <= kBudget);
   }
-  CHECK(has(t.get(), tokens(64, 3), 3));
+  for (int32_t i = 3; i < 6; ++i) CHECK(has(t.get(), tokens(64, i), i));
   CHECK(has(t.get(), tokens(64, 104), 104));
   // A smaller budget applies when it is opened.
   const auto smaller = tier(path, 5000);
   CHECK(bytes_in(path) <= 5000);
   REQUIRE(tier(path, 100)->put(tokens(64), page(1)).ok());  // too large for it: not stored
   CHECK(bytes_in(path) == 0);
+}
+
+TEST_CASE("the budget holds where the count of what is there was lost") {
+  test::TemporaryFolder dir;
+  const std::string path = dir.file("cache");
+  constexpr uint64_t kBudget = 10 * 4600;
+  const auto t = tier(path, kBudget);
+  for (int32_t i = 0; i < 8; ++i) REQUIRE(t->put(tokens(64, i), page(i)).ok());
+  REQUIRE(::unlink((path + "/.lock").c_str()) == 0);  // as by who tidies up
+  for (int32_t i = 8; i < 16; ++i) {
+    REQUIRE(t->put(tokens(64, i), page(i)).ok());
+    CHECK(bytes_in(path) <= kBudget);
+  }
 }
 
 TEST_CASE("ends of prefixes go before their beginnings") {
