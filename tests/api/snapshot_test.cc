@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -312,6 +313,49 @@ TEST_CASE("a damaged file costs nobody pages; a whole one is worth an idle sessi
   const SessionHandle loaded = load(small.get(), io, &error);
   REQUIRE_MESSAGE(loaded != nullptr, error.message());
   CHECK(dsv3_session_computed(idle.get()) == 0);
+
+  // Nor does one cost anything that a whole cache is too small for.
+  const ContextHandle smaller = context_of_pages(model.get(), 3);
+  const SessionHandle other = session_with(100, smaller.get());
+  (void)generate(other.get(), warm);
+  CHECK(load(smaller.get(), io, &error) == nullptr);
+  CHECK(error.status() == DSV3_E_CAPACITY);
+  CHECK(error.field() == "cache_bytes");
+  CHECK_FALSE(error.retryable());
+  CHECK(dsv3_session_computed(other.get()) > 90);
+}
+
+TEST_CASE("a session that is being saved keeps its pages, whoever needs some") {
+  const ModelHandle model = open_model();
+  const ContextHandle small = context_of_pages(model.get(), 8);
+  const SessionHandle session = session_with(250, small.get());  // four pages
+  const SessionHandle other = session_with(350, small.get());    // six
+  dsv3_request_options warm = request_options();
+  warm.max_tokens = 0;
+  (void)generate(session.get(), warm);
+  Bytes undisturbed;
+  dsv3_session_io io = saving(&undisturbed);
+  REQUIRE(dsv3_session_save(session.get(), &io, nullptr) == DSV3_OK);
+
+  struct Host {
+    Bytes bytes;
+    std::function<void()> meanwhile;
+  } host;
+  Outcome outcome;
+  host.meanwhile = [&] {  // on another thread: a callback may not
+    std::thread([&] { outcome = generate(other.get(), warm); }).join();
+  };
+  io.user = &host;
+  io.write = [](void* user, const void* bytes, uint64_t size) {
+    auto* h = static_cast<Host*>(user);
+    if (h->bytes.data.empty()) h->meanwhile();
+    return write_bytes_fn(&h->bytes, bytes, size);
+  };
+  REQUIRE(dsv3_session_save(session.get(), &io, nullptr) == DSV3_OK);
+  CHECK(host.bytes.data == undisturbed.data);
+  CHECK(outcome.status == DSV3_E_CAPACITY);
+  CHECK(outcome.error_retryable);
+  CHECK(generate(other.get(), warm).reason == DSV3_FINISH_MAX_TOKENS);
 }
 
 TEST_CASE("a handle that its own callback frees stays until the call is over") {

@@ -162,6 +162,17 @@ TEST_CASE("of another model, kernel set or layout: refused by name, or its token
   other = identity();
   other.page_bytes = 80;
   CHECK(refused(other, "page_bytes"));
+  other = identity();
+  other.page_tokens *= 2;
+  CHECK(refused(other, "page_bytes"));
+}
+
+TEST_CASE("latents of more tokens than there are") {
+  const std::string bytes = written(identity(), content(9, 10));
+  Loaded loaded;
+  const Status status = load(identity(), bytes, &loaded);
+  CHECK(status.code() == Code::kCorrupt);
+  CHECK(status.field() == "computed");
 }
 
 TEST_CASE("more tokens than the model's positions are refused before memory is taken") {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "runtime/engine/engine.h"
+#include "runtime/engine/session_io.h"
 #include "runtime/model/synthetic.h"
 #include "tests/golden/runner.h"
 
@@ -292,6 +293,34 @@ TEST_CASE("an answer begins in reasoning only where the chat before it ended the
       REQUIRE(session->append(prompt_of(30, 3), /*replace=*/true, &result).ok());
     }
     CHECK_FALSE(session->reasoning());
+  }
+}
+
+TEST_CASE("a copy of a session answers as it would: forked, or saved and loaded") {
+  Fixture f;
+  for (const bool reasoning : {true, false}) {
+    CAPTURE(reasoning);
+    const auto session = f.session(prompt_of(20, 1));
+    session->set_reasoning(reasoning);
+    auto forked = session->fork();
+    REQUIRE(forked.ok());
+    CHECK((*forked)->reasoning() == reasoning);
+    std::string bytes;
+    const auto write = [&](const void* data, size_t size) -> Status {
+      bytes.append(static_cast<const char*>(data), size);
+      return {};
+    };
+    REQUIRE(save_session(*session, write, {}).ok());
+    size_t at = 0;
+    const auto read = [&](void* data, size_t size) -> Status {
+      REQUIRE(size <= bytes.size() - at);
+      std::memcpy(data, bytes.data() + at, size);
+      at += size;
+      return {};
+    };
+    auto loaded = load_session(f.engine, "it", read, {});
+    REQUIRE_MESSAGE(loaded.ok(), loaded.status().message());
+    CHECK((*loaded)->reasoning() == reasoning);
   }
 }
 
