@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <thread>
 
 #include "tests/api/outcome_support.h"
@@ -107,6 +108,49 @@ TEST_CASE("damage costs a computation, and purging too") {
   CHECK(dsv3_disk_cache_purge(folder.file("wrong").c_str(), &removed, error.out()) ==
         DSV3_E_NOT_FOUND);
   CHECK(!std::filesystem::exists(folder.file("wrong")));
+}
+
+TEST_CASE("what a request that failed had computed is kept") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("cache");
+  {
+    const ModelHandle model = open_model();
+    const ContextHandle context = make_context(model.get(), {.disk_cache_dir = path.c_str()});
+    dsv3_request_options options = answer();
+    options.logits_hook = [](void*, float* logits, uint64_t, const int32_t*, uint64_t) {
+      logits[0] = std::numeric_limits<float>::quiet_NaN();
+    };
+    const SessionHandle session = session_with(300, context.get());
+    CHECK(generate(session.get(), options).reason == DSV3_FINISH_ERROR);
+  }
+  CHECK(live(path, 300).statistics.cached_tokens == 256);
+}
+
+TEST_CASE("trouble with the disk is told once, and no error of a request") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("cache");
+  std::atomic<int> warnings{0};
+  dsv3_context_options options;
+  dsv3_context_options_init(&options, sizeof options);
+  options.threads = 1;
+  options.disk_cache_dir = path.c_str();
+  options.log_user = &warnings;
+  options.log = [](void* user, int32_t level, const char* message) {
+    if (level == DSV3_LOG_WARNING && std::strstr(message, "cache") != nullptr) {
+      ++*static_cast<std::atomic<int>*>(user);
+    }
+  };
+  const ModelHandle model = open_model();
+  dsv3_context* raw = nullptr;
+  REQUIRE(dsv3_context_create(model.get(), &options, &raw, nullptr) == DSV3_OK);
+  ContextHandle context(raw);
+  std::filesystem::remove_all(path);
+  for (const size_t prompt : {100, 200, 300}) {
+    const SessionHandle session = session_with(prompt, context.get());
+    CHECK(generate(session.get(), answer()).tokens.size() == 12);
+  }
+  context.reset();  // all that waits is written, or is not
+  CHECK(warnings == 1);
 }
 
 TEST_CASE("the budget holds") {

@@ -271,6 +271,23 @@ TEST_CASE("the page budget: too large at once, and exhausted on the way") {
   CHECK(generate(next.get(), options).tokens.size() == 190);
 }
 
+TEST_CASE("of idle sessions the one that was used longest ago gives way") {
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  const ContextHandle context =
+      make_context(shared().model.get(), {.cache_bytes = 6 * info.page_bytes, .prefix_cache = 0});
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  const SessionHandle one = session_with(100, context.get()),
+                      two = session_with(100, context.get());
+  for (const SessionHandle* used : {&one, &two, &one}) generate(used->get(), options);
+  const SessionHandle next = session_with(200, context.get());  // four pages of two that are free
+  generate(next.get(), options);
+  CHECK(dsv3_session_computed(one.get()) >= 100);
+  CHECK(dsv3_session_computed(two.get()) == 0);
+}
+
 TEST_CASE("statistics add up") {
   const SessionHandle session = session_with(500);
   dsv3_request_options options = request_options();
