@@ -20,6 +20,19 @@ bool readable(intptr_t descriptor) {
   return poll(&p, 1, 0) == 1 && (p.revents & POLLIN) != 0;
 }
 
+// Holds the engine's thread inside a logits hook until it is opened, for some seconds at most.
+struct Gate {
+  std::atomic<bool> inside{false}, open{false}, gave_up{false};
+  static void hook(void* user, float*, uint64_t, const int32_t*, uint64_t) {
+    auto* self = static_cast<Gate*>(user);
+    self->inside = true;
+    for (int i = 0; i < 5000 && !self->open; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (!self->open) self->gave_up = true;
+  }
+};
+
 }  // namespace
 
 TEST_CASE("cancel from another thread ends a generation at a valid length") {
@@ -331,21 +344,69 @@ TEST_CASE("the wait descriptor is readable exactly while events wait") {
 }
 
 TEST_CASE("next with a timeout") {
-  const SessionHandle session = session_with(1800);
-  const RequestHandle request = start(session.get(), long_request());
+  const SessionHandle session = session_with(20);
+  Gate gate;
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  options.logits_hook = Gate::hook;
+  options.logits_hook_user = &gate;
+  const RequestHandle request = start(session.get(), options);
+  CHECK(next_event(request.get()).kind == DSV3_EVENT_PROGRESS);
   dsv3_event event;
   event.struct_size = sizeof event;
-  Error error;
-  int timeouts = 0;
-  dsv3_status status = DSV3_OK;
-  while ((status = dsv3_request_next(request.get(), 0, &event, error.out())) == DSV3_E_TIMEOUT) {
-    CHECK(error.retryable());
+  for (const uint64_t timeout_ms : {0, 3}) {
+    const auto begin = Clock::now();
+    Error error;
+    CHECK(dsv3_request_next(request.get(), timeout_ms, &event, error.out()) == DSV3_E_TIMEOUT);
     CHECK(error.status() == DSV3_E_TIMEOUT);
-    ++timeouts;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    CHECK(error.retryable());
+    CHECK(Clock::now() - begin >= std::chrono::milliseconds(timeout_ms));
   }
-  CHECK(status == DSV3_OK);
-  CHECK(timeouts > 0);
+  gate.open = true;
+  CHECK(next_event(request.get()).kind == DSV3_EVENT_TEXT);
+  CHECK(next_event(request.get()).kind == DSV3_EVENT_FINISHED);
+}
+
+TEST_CASE("a completion that waits for another one can be cancelled, and has its deadline") {
+  const ContextHandle context = make_context(shared().model.get());
+  const auto complete = [&](const dsv3_request_options& options, Error* error) {
+    char* text = nullptr;
+    const dsv3_status status = dsv3_complete(context.get(), "def f", DSV3_NUL_TERMINATED, nullptr,
+                                             0, &options, &text, nullptr, error->out());
+    dsv3_string_free(text);
+    return status;
+  };
+  Gate gate;
+  dsv3_request_options options = request_options();
+  options.max_tokens = 1;
+  dsv3_request_options held = options;
+  held.logits_hook = Gate::hook;
+  held.logits_hook_user = &gate;
+  dsv3_status first = DSV3_E_INTERNAL;
+  std::thread thread([&] {
+    Error error;
+    first = complete(held, &error);
+  });
+  while (!gate.inside) std::this_thread::yield();
+  Error error;
+  options.deadline_ms = 10;
+  CHECK(complete(options, &error) == DSV3_E_DEADLINE);
+  CHECK(error.field() == "deadline_ms");
+  options.deadline_ms = 0;
+  const CancelHandle cancel = make_cancel();
+  options.cancel = cancel.get();
+  std::thread canceller([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    dsv3_cancel_set(cancel.get());
+  });
+  CHECK(complete(options, &error) == DSV3_E_CANCELLED);
+  canceller.join();
+  CHECK_FALSE(gate.gave_up);  // neither waited until it was its turn
+  gate.open = true;
+  thread.join();
+  CHECK(first == DSV3_OK);
+  options.cancel = nullptr;
+  CHECK(complete(options, &error) == DSV3_OK);  // nobody has the turn any more
 }
 
 TEST_CASE("notify comes from the engine's thread, and frees inside it are put off") {
