@@ -182,6 +182,11 @@ TEST_CASE("the budget holds, and what was used last stays") {
   CHECK(t->touch(tokens(64, 4)));
   CHECK_FALSE(t->touch(tokens(64, 99)));
   REQUIRE(t->put(tokens(64, 5), page(5)).ok());  // is there
+  int64_t used = 0;
+  for (const auto& entry : entries_in(path)) {
+    used += entry.used_ns / 1'000'000'000 > time(nullptr) - 50 ? 1 : 0;
+  }
+  CHECK(used == 3);
   for (int32_t i = 100; i < 105; ++i) {
     REQUIRE(t->put(tokens(64, i), page(i)).ok());
     CHECK(bytes_in(path) <= kBudget);
