@@ -3,6 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "tests/api/api_support.h"
@@ -52,5 +55,18 @@ inline dsv3_event next_event(dsv3_request* request) {
   REQUIRE(dsv3_request_next(request, DSV3_WAIT_FOREVER, &event, nullptr) == DSV3_OK);
   return event;
 }
+
+// Holds the engine's thread inside a logits hook until it is opened, for some seconds at most.
+struct Gate {
+  std::atomic<bool> inside{false}, open{false}, gave_up{false};
+  static void hook(void* user, float*, uint64_t, const int32_t*, uint64_t) {
+    auto* self = static_cast<Gate*>(user);
+    self->inside = true;
+    for (int i = 0; i < 5000 && !self->open; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (!self->open) self->gave_up = true;
+  }
+};
 
 }  // namespace dsv3::test::requests

@@ -378,6 +378,33 @@ TEST_CASE("reasoning is reported apart") {
   CHECK(reasoning.tokens == answer.tokens);
 }
 
+TEST_CASE("inside reasoning a token without text is reasoning too") {
+  struct Forcer {
+    std::vector<int32_t> script;
+    size_t next = 0;
+  } forcer{tokenize(shared().model.get(), "\xf0\x9f\x99\x82"), 0};
+  REQUIRE(forcer.script.size() > 1);  // each a part of the character
+  dsv3_request_options options = request_options();
+  options.max_tokens = forcer.script.size();
+  options.reasoning = 1;
+  options.speculation = DSV3_SPECULATION_OFF;
+  options.logits_hook_user = &forcer;
+  options.logits_hook = [](void* user, float* logits, uint64_t, const int32_t*, uint64_t) {
+    auto* f = static_cast<Forcer*>(user);
+    logits[f->script[f->next++]] = 1e9F;
+  };
+  const SessionHandle session = session_with(30);
+  const RequestHandle request = start(session.get(), options);
+  size_t tokens = 0;
+  for (dsv3_event event = next_event(request.get()); event.kind != DSV3_EVENT_FINISHED;
+       event = next_event(request.get())) {
+    if (event.token_count == 0) continue;
+    CHECK(event.kind == DSV3_EVENT_REASONING);
+    CHECK((event.text_length == 0) == (++tokens < forcer.script.size()));
+  }
+  CHECK(tokens == forcer.script.size());
+}
+
 TEST_CASE("logs go to the context's sink") {
   std::vector<std::string> lines;
   dsv3_context_options options;

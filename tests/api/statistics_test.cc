@@ -59,6 +59,26 @@ TEST_CASE("who ends while waiting has waited all the time") {
   CHECK(waited);
 }
 
+TEST_CASE("waiting for the engine is told apart from computing") {
+  const ContextHandle context = make_context(shared().model.get(), {.prefix_cache = 0});
+  Gate gate;
+  dsv3_request_options options = plain(1);
+  options.logits_hook = Gate::hook;
+  options.logits_hook_user = &gate;
+  const SessionHandle one = session_with(10, context.get()), two = session_with(10, context.get());
+  const RequestHandle first = start(one.get(), options);
+  while (!gate.inside) std::this_thread::yield();
+  const RequestHandle second = start(two.get(), plain(2));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  gate.open = true;
+  finish(first.get());
+  const dsv3_request_statistics s = finish(second.get()).statistics;
+  CHECK(s.queue_ns >= 50'000'000);
+  CHECK(s.prefill_ns > 0);
+  CHECK(s.first_token_ns >= s.queue_ns + s.prefill_ns);
+  CHECK(s.total_ns >= s.first_token_ns + s.decode_ns);
+}
+
 TEST_CASE("a context's counters are the sums of what its requests report") {
   const ContextHandle context = make_context(shared().model.get(), {.prefill_chunk = 64});
   const dsv3_context_statistics none = statistics_of(context.get());
@@ -285,17 +305,7 @@ TEST_CASE("a trace's writer that fails is told once, and the engine goes on") {
 
 TEST_CASE("statistics do not wait for the step in flight") {
   const ContextHandle context = make_context(shared().model.get());
-  struct Gate {
-    std::atomic<bool> inside{false}, open{false}, gave_up{false};
-    static void hook(void* user, float*, uint64_t, const int32_t*, uint64_t) {
-      auto* self = static_cast<Gate*>(user);
-      self->inside = true;
-      for (int i = 0; i < 5000 && !self->open; ++i) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      if (!self->open) self->gave_up = true;
-    }
-  } gate;
+  Gate gate;
   dsv3_request_options options = plain(1);
   options.logits_hook = Gate::hook;
   options.logits_hook_user = &gate;
