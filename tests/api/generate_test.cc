@@ -375,8 +375,10 @@ TEST_CASE("stop tokens, max_tokens 0, and the end of the context") {
 
   SUBCASE("a stop token is part of the session and not of the text") {
     const int32_t stop = whole.tokens[12];
-    options.stop_tokens = &stop;
-    options.stop_token_count = 1;
+    const int32_t others[] = {stop, 9, 8, 7, 6, 5};  // in any order
+    REQUIRE(stop > 9);
+    options.stop_tokens = others;
+    options.stop_token_count = 6;
     const SessionHandle session = make_session(shared().context.get());
     append(session.get(), prompt);
     const Outcome outcome = generate(session.get(), options);

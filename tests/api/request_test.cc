@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "tests/api/request_support.h"
@@ -540,4 +541,53 @@ TEST_CASE("a hook that makes NaN fails its own request and nobody else's") {
   CHECK(failed.status == DSV3_E_NUMERIC);
   CHECK(failed.tokens.size() == 5);
   CHECK(finish(running.get()).tokens == expected.tokens);
+}
+
+TEST_CASE("a token whose weights are not finite fails its own request and nobody else's") {
+  constexpr int32_t kBad = 77;
+  const std::string path = scratch_folder().file("not-finite.dsv3");
+  std::string bytes = read_bytes(tiny_coder());
+  uint64_t needed = 0;
+  REQUIRE(dsv3_model_get_json(shared().model.get(), nullptr, 0, &needed, nullptr) == DSV3_OK);
+  std::string text(needed, ' ');
+  REQUIRE(dsv3_model_get_json(shared().model.get(), text.data(), needed, nullptr, nullptr) ==
+          DSV3_OK);
+  const nlohmann::json info = nlohmann::json::parse(text);
+  for (const auto& tensor : info["tensors"]) {
+    if (tensor["name"] != "model.embed_tokens.weight") continue;
+    REQUIRE(tensor["dtype"] == "BF16");
+    const size_t row = tensor["shape"][1].get<size_t>() * 2;
+    bytes.replace(tensor["offset"].get<size_t>() + kBad * row, 2, "\xc0\x7f");  // NaN
+  }
+  write_bytes(path, bytes);
+  const ModelHandle model = open_model(path);
+  const ContextHandle context = make_context(model.get(), {.prefix_cache = 0});
+  dsv3_request_options options = request_options();
+  options.max_tokens = 10;
+  options.ignore_eos = 1;
+  const SessionHandle good[] = {session_with(20, context.get()), session_with(25, context.get())};
+  Outcome expected[2];
+  for (int i = 0; i < 2; ++i) expected[i] = generate(fork_session(good[i].get()).get(), options);
+  const SessionHandle bad = session_with(20, context.get()), first = session_with(3, context.get());
+  append(bad.get(), {kBad});
+
+  // They wait for a step that takes its time, and share the next one.
+  Gate gate;
+  dsv3_request_options held = options;
+  held.max_tokens = 1;
+  held.logits_hook = Gate::hook;
+  held.logits_hook_user = &gate;
+  const RequestHandle holder = start(first.get(), held);
+  while (!gate.inside) std::this_thread::yield();
+  const RequestHandle one = start(good[0].get(), options), failing = start(bad.get(), options),
+                      two = start(good[1].get(), options);
+  gate.open = true;
+  const Outcome failed = finish(failing.get());
+  CHECK(failed.reason == DSV3_FINISH_ERROR);
+  CHECK(failed.status == DSV3_E_NUMERIC);
+  CHECK(failed.tokens.empty());
+  CHECK(dsv3_session_length(bad.get()) == 21);
+  CHECK(finish(one.get()).tokens == expected[0].tokens);
+  CHECK(finish(two.get()).tokens == expected[1].tokens);
+  CHECK(finish(holder.get()).tokens.size() == 1);
 }

@@ -275,6 +275,20 @@ TEST_CASE("a trace can go to a function, piece by piece") {
   CHECK(steps == statistics_of(context.get()).steps);
 }
 
+TEST_CASE("a trace is whole whatever max_bytes cuts off") {
+  const ContextHandle context = make_context(shared().model.get());
+  for (uint64_t max_bytes = 512; max_bytes < 1100; max_bytes += 41) {
+    CAPTURE(max_bytes);
+    Writer writer;
+    REQUIRE(dsv3_context_trace_start_writer(context.get(), Writer::write, &writer, max_bytes,
+                                            nullptr) == DSV3_OK);
+    generate(session_with(10, context.get()).get(), plain(8));
+    REQUIRE(dsv3_context_trace_stop(context.get(), nullptr) == DSV3_OK);
+    CHECK(writer.text.size() <= max_bytes);
+    CHECK(nlohmann::json::parse(writer.text)["otherData"]["left_out"] > 0);
+  }
+}
+
 TEST_CASE("a trace's writer that fails is told once, and the engine goes on") {
   static std::atomic<int> warnings{0};
   warnings = 0;

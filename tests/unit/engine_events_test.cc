@@ -131,6 +131,12 @@ TEST_CASE("the descriptor follows the queue") {
   CHECK(readable(descriptor));
   take(&queue);
   CHECK_FALSE(readable(descriptor));
+  // Asked for when only the final event waits.
+  EventQueue late(4);
+  push_final(&late, FinishReason::kMaxTokens);
+  CHECK(readable(late.descriptor()));
+  take(&late);
+  CHECK_FALSE(readable(late.descriptor()));
 }
 
 TEST_CASE("frees inside callbacks wait for the outermost to return") {
