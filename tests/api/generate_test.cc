@@ -413,6 +413,8 @@ TEST_CASE("stop tokens, max_tokens 0, and the end of the context") {
     CHECK(outcome.reason == DSV3_FINISH_MAX_TOKENS);
     CHECK(outcome.tokens.empty());
     CHECK(dsv3_session_computed(session.get()) == 80);
+    CHECK(outcome.statistics.cached_tokens == 0);
+    CHECK(generate(session.get(), options).statistics.cached_tokens == 79);  // all but the last
   }
   SUBCASE("the longest sequence") {
     std::vector<int32_t> longest(2045);

@@ -195,6 +195,41 @@ TEST_CASE("text of special tokens is plain text unless asked for") {
   CHECK(length == 2);
 }
 
+TEST_CASE("begin-of-sentence stands at a sequence's beginning and nowhere else") {
+  dsv3_model_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_model_get_info(shared().model.get(), &info, nullptr) == DSV3_OK);
+  REQUIRE(info.bos_token_id >= 0);
+  const SessionHandle session = make_session(shared().context.get());
+  const auto text = [&](uint32_t flags) {
+    REQUIRE(dsv3_session_append_text(session.get(), "a = 1\n", 6, flags, nullptr, nullptr,
+                                     nullptr) == DSV3_OK);
+  };
+  const auto fim = [&](uint32_t flags) {
+    REQUIRE(dsv3_session_append_fim(session.get(), "def f(", 6, "):", 2, flags, nullptr, nullptr,
+                                    nullptr) == DSV3_OK);
+  };
+  const auto check = [&](bool begins) {
+    const std::vector<int32_t> tokens = tokens_of(session.get());
+    CHECK((tokens.front() == info.bos_token_id) == begins);
+    CHECK(std::count(tokens.begin(), tokens.end(), info.bos_token_id) == (begins ? 1 : 0));
+  };
+  text(DSV3_APPEND_ADD_BOS);
+  check(true);
+  text(DSV3_APPEND_ADD_BOS);
+  check(true);
+  fim(DSV3_APPEND_ADD_BOS);
+  check(true);
+  fim(DSV3_APPEND_ADD_BOS | DSV3_APPEND_REPLACE);
+  check(true);
+  text(DSV3_APPEND_REPLACE);
+  check(false);
+  fim(0);
+  check(false);
+  text(DSV3_APPEND_REPLACE | DSV3_APPEND_ADD_BOS);
+  check(true);
+}
+
 TEST_CASE("chat: what is missing or wrong in a message is named with its index") {
   Fixture& f = shared();
   Error error;
@@ -346,6 +381,15 @@ TEST_CASE("the estimate is what a context then has") {
         estimate.weight_bytes + estimate.cache_bytes + estimate.scratch_bytes);
   CHECK(info.bit_identical == 1);
   CHECK(info.sessions >= 1);
+  // A budget beyond the machine's memory counts as that.
+  dsv3_context_options large;
+  dsv3_context_options_init(&large, sizeof large);
+  large.cache_bytes = uint64_t{1} << 60;
+  REQUIRE(dsv3_estimate_memory(tiny_coder().c_str(), &large, &estimate, error.out()) == DSV3_OK);
+  if (estimate.machine_bytes > 0) {
+    CHECK(estimate.cache_bytes <= estimate.machine_bytes);
+    CHECK(estimate.cache_bytes > estimate.machine_bytes / 2);
+  }
   // Scratch counts what each thread has, each row of a step, and what expanded prompts need.
   const auto scratch = [&](auto change) {
     dsv3_context_options options;

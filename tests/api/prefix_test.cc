@@ -209,6 +209,10 @@ TEST_CASE("equals: the last to come waits, and a newcomer without room is refuse
   CHECK(refused.error_retryable);
   CHECK(refused.tokens.empty());
   CHECK(dsv3_session_length(sessions[2].get()) == 300);
+  dsv3_context_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_context_get_statistics(context.get(), &s, nullptr) == DSV3_OK);
+  CHECK(s.refusals == 1);
   check_same(finish(second.get()), reference(prompts[1], 220));
   check_same(finish(first.get()), reference(prompts[0], 220));
   check_same(generate(sessions[2].get(), sampled(10)), reference(prompts[2], 10));

@@ -170,6 +170,24 @@ TEST_CASE("the same bits with every drafter as without") {
   CHECK(accepted[3] > 300);  // all
 }
 
+TEST_CASE("a reference that is not among the drafters drafts nothing") {
+  dsv3_context* context = shared().context.get();
+  const std::vector<int32_t> prompt = prompt_tokens(60);
+  dsv3_request_options options = request_options();
+  options.max_tokens = 40;
+  options.ignore_eos = 1;
+  options.speculation = DSV3_SPECULATION_ALWAYS;
+  options.drafters = DSV3_DRAFT_LOOKUP;
+  const Outcome without = run(context, prompt, options);
+  options.reference_tokens = without.tokens.data();
+  options.reference_token_count = without.tokens.size();
+  const Outcome with = run(context, prompt, options);
+  CHECK(with.statistics.drafted_tokens == without.statistics.drafted_tokens);
+  CHECK(with.statistics.decode_steps == without.statistics.decode_steps);
+  options.drafters = DSV3_DRAFT_REFERENCE;
+  CHECK(run(context, prompt, options).statistics.decode_steps < 10);
+}
+
 TEST_CASE("MTP drafts are as good for several sequences at once as for one") {
   constexpr size_t kSessions = 5;
   dsv3_context* context = shared().context.get();

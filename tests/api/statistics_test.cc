@@ -59,6 +59,41 @@ TEST_CASE("who ends while waiting has waited all the time") {
   CHECK(waited);
 }
 
+TEST_CASE("who gave way is counted by kind") {
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(shared().context.get(), &info, nullptr) == DSV3_OK);
+  const ContextHandle context =
+      make_context(shared().model.get(), {.cache_bytes = 6 * info.page_bytes});
+  const auto computed = [&](size_t count, int32_t first) {
+    std::vector<int32_t> tokens = prompt_tokens(count);
+    tokens[0] = first;
+    SessionHandle session = make_session(context.get());
+    append(session.get(), tokens);
+    generate(session.get(), plain(0));
+    return session;
+  };
+  computed(100, 5).reset();  // leaves a page in the prefix cache
+  const SessionHandle four = computed(250, 6);
+  dsv3_context_statistics s = statistics_of(context.get());
+  CHECK(s.pages_used == 4);
+  CHECK(s.pages_cached == 1);
+  CHECK(s.evictions == 0);
+  const SessionHandle three = computed(150, 7);  // of one that is free: the kept one, then four's
+  s = statistics_of(context.get());
+  CHECK(s.evictions == 1);
+  CHECK(s.sessions_dropped == 1);
+  CHECK(s.preemptions == 0);
+  CHECK(s.refusals == 0);
+  CHECK(s.pages_used == 3);
+  CHECK(s.pages_cached == 3);
+  CHECK(s.pages_high_water == 4);
+  const nlohmann::json json = json_of(context.get());
+  CHECK(json["evictions"] == 1);
+  CHECK(json["sessions_dropped"] == 1);
+  CHECK(json["pages_cached"] == 3);
+}
+
 TEST_CASE("waiting for the engine is told apart from computing") {
   const ContextHandle context = make_context(shared().model.get(), {.prefix_cache = 0});
   Gate gate;
@@ -69,6 +104,11 @@ TEST_CASE("waiting for the engine is told apart from computing") {
   const RequestHandle first = start(one.get(), options);
   while (!gate.inside) std::this_thread::yield();
   const RequestHandle second = start(two.get(), plain(2));
+  dsv3_context_info info;
+  info.struct_size = sizeof info;
+  REQUIRE(dsv3_context_get_info(context.get(), &info, nullptr) == DSV3_OK);
+  CHECK(info.requests_running == 1);
+  CHECK(info.requests_waiting == 1);
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   gate.open = true;
   finish(first.get());
