@@ -56,6 +56,14 @@ inline dsv3_event next_event(dsv3_request* request) {
   return event;
 }
 
+// Whether a step has taken it along: until then it has waited all the time.
+inline bool has_begun(const dsv3_request* request) {
+  dsv3_request_statistics s;
+  s.struct_size = sizeof s;
+  REQUIRE(dsv3_request_get_statistics(request, &s, nullptr) == DSV3_OK);
+  return s.queue_ns < s.total_ns;
+}
+
 // Holds the engine's thread inside a logits hook until it is opened, for some seconds at most.
 struct Gate {
   std::atomic<bool> inside{false}, open{false}, gave_up{false};

@@ -94,12 +94,7 @@ TEST_CASE("cancel in the middle of a step ends it before its last layer") {
         shared().model.get(), {.threads = 1, .prefill_chunk = 2048, .prefix_cache = 0});
     const SessionHandle session = session_with(1900, context.get());
     const RequestHandle request = start(session.get(), options);
-    dsv3_request_statistics s;
-    s.struct_size = sizeof s;
-    do {
-      std::this_thread::yield();
-      REQUIRE(dsv3_request_get_statistics(request.get(), &s, nullptr) == DSV3_OK);
-    } while (s.queue_ns == 0);
+    while (!has_begun(request.get())) std::this_thread::yield();
     std::this_thread::sleep_for(std::chrono::milliseconds(5));  // a layer takes some twenty
     dsv3_request_cancel(request.get());
     const Outcome outcome = finish(request.get());
@@ -118,11 +113,6 @@ TEST_CASE("cancel in the middle of a step ends it before its last layer") {
 TEST_CASE("a request that waits for another's step ends before that step does") {
   dsv3_request_options options = request_options();
   options.max_tokens = 1;
-  const auto started = [](const dsv3_request* request) {
-    dsv3_request_statistics s;
-    s.struct_size = sizeof s;
-    return dsv3_request_get_statistics(request, &s, nullptr) == DSV3_OK && s.queue_ns > 0;
-  };
   const auto no_event = [](dsv3_request* request) {
     dsv3_event event;
     event.struct_size = sizeof event;
@@ -142,7 +132,7 @@ TEST_CASE("a request that waits for another's step ends before that step does") 
       SessionHandle waiting = session_with(200, context.get());
       const SessionHandle session = session_with(1900, context.get());
       const RequestHandle running = start(session.get(), options);
-      while (!started(running.get())) std::this_thread::yield();
+      while (!has_begun(running.get())) std::this_thread::yield();
       dsv3_request_options other = options;
       if (how == std::string("token")) other.cancel = token.get();
       if (how == std::string("deadline")) other.deadline_ms = 1;
@@ -159,7 +149,7 @@ TEST_CASE("a request that waits for another's step ends before that step does") 
       const Outcome outcome = finish(running.get());
       CHECK(outcome.reason == DSV3_FINISH_MAX_TOKENS);
     }
-    CHECK_MESSAGE(before, how);
+    CHECK_MESSAGE(before, std::string(how));
     if (how == std::string("free")) continue;
     CHECK(reason ==
           (how == std::string("deadline") ? DSV3_FINISH_DEADLINE : DSV3_FINISH_CANCELLED));
