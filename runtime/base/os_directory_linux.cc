@@ -10,6 +10,7 @@
 
 #include "runtime/base/os.h"
 #include "runtime/base/os_directory.h"
+#include "runtime/base/os_retry.h"
 #include "runtime/base/os_write.h"
 
 namespace dsv3 {
@@ -39,6 +40,10 @@ class Descriptor {
  private:
   int fd_;
 };
+
+int open_at(int directory, const char* name, int flags, mode_t mode = 0) {
+  return uninterrupted([&] { return ::openat(directory, name, flags, mode); });
+}
 
 Status write_all(int fd, std::span<const std::byte> bytes, const std::string& path) {
   while (!bytes.empty()) {
@@ -79,7 +84,8 @@ Result<PrivateDirectory> PrivateDirectory::open(const std::string& path, bool ma
   if (make && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
     return directory_error(path, "make the directory", errno);
   }
-  Descriptor fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  Descriptor fd(uninterrupted(
+      [&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC); }));
   const int error = errno;
   struct stat st;
   if (fd.get() < 0) {
@@ -110,7 +116,7 @@ PrivateDirectory::~PrivateDirectory() {
 Result<PrivateDirectory::Lock> PrivateDirectory::lock(int64_t wait_ns) const {
   // Its own description each time: threads of one process exclude each other too. Not by a call
   // that waits: a holder that was stopped in a debugger would stop everybody.
-  Descriptor fd(::openat(fd_, kLockName, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  Descriptor fd(open_at(fd_, kLockName, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (fd.get() < 0) return directory_error(path_, "open its lock", errno);
   const int64_t until = monotonic_ns() + wait_ns;
   while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -128,7 +134,7 @@ Result<PrivateDirectory::Lock> PrivateDirectory::lock(int64_t wait_ns) const {
 }
 
 Result<std::vector<PrivateDirectory::Entry>> PrivateDirectory::list() const {
-  Descriptor fd(::openat(fd_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  Descriptor fd(open_at(fd_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   DIR* dir = fd.get() < 0 ? nullptr : ::fdopendir(fd.get());
   if (dir == nullptr) return directory_error(path_, "list", errno);
   fd.release();  // closedir closes it
@@ -154,7 +160,7 @@ Status PrivateDirectory::read(const std::string& name, size_t max_bytes,
                               std::vector<std::byte>* out, bool* found) const {
   *found = false;
   // O_NONBLOCK: what stands under the name may be a FIFO.
-  Descriptor fd(::openat(fd_, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  Descriptor fd(open_at(fd_, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (fd.get() < 0) {
     if (errno == ENOENT) return {};
     if (errno == ELOOP) {
@@ -190,7 +196,7 @@ Status PrivateDirectory::write(const std::string& name,
   const std::string path = path_ + "/" + name;
   ::unlinkat(fd_, temporary.c_str(), 0);  // of a writer that died
   Descriptor fd(
-      ::openat(fd_, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+      open_at(fd_, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (fd.get() < 0) return directory_error(path, "create a temporary file beside it", errno);
   Status status;
   for (const auto& part : parts) {

@@ -25,6 +25,7 @@
 #include "runtime/base/os.h"
 #include "runtime/base/os_affinity.h"
 #include "runtime/base/os_cgroup.h"
+#include "runtime/base/os_retry.h"
 #include "runtime/base/os_write.h"
 
 namespace dsv3 {
@@ -77,7 +78,8 @@ Result<File> File::open(const std::string& path) {
     return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
   }
   // O_NONBLOCK: opening a FIFO must not wait for a writer.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  const int fd = uninterrupted(
+      [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); });
   if (fd < 0) return io_error(path, "open", errno);
   File file;
   file.fd_ = fd;
@@ -200,8 +202,10 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, uint32_t mode) {
       path.substr(0, name) + utf8_prefix(path.substr(name), kTemporaryNameBytes);
   for (int attempt = 0; attempt < 100; ++attempt) {
     file.temporary_ = begin + format(".tmp-%d-%d", static_cast<int>(getpid()), attempt);
-    file.fd_ =
-        ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+    file.fd_ = uninterrupted([&] {
+      return ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
+                    mode);
+    });
     if (file.fd_ >= 0) return file;
     if (errno != EEXIST) break;
   }
@@ -242,8 +246,11 @@ void AtomicFile::flush_range(uint64_t offset, uint64_t size) {
 }
 
 Status AtomicFile::commit(bool replace) {
-  if (::fsync(fd_) != 0) return io_error(path_, "sync", errno);
-  if (::close(std::exchange(fd_, -1)) != 0) return io_error(path_, "close", errno);
+  if (uninterrupted([&] { return ::fsync(fd_); }) != 0) return io_error(path_, "sync", errno);
+  // Interrupted it has closed the descriptor all the same, and everything was synced.
+  if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) {
+    return io_error(path_, "close", errno);
+  }
   DSV3_TRY(check_replaceable(path_));  // there has been time to make one
   int error = 0;
   if (replace) {
