@@ -356,7 +356,8 @@ DSV3_API dsv3_status dsv3_context_get_info(const dsv3_context *context, dsv3_con
 
 /* Removes all prefixes from a disk cache (see dsv3_context_options.disk_cache_dir), whoever wrote
  * them; contexts that use it go on. *bytes (may be NULL): how many bytes that were. DSV3_E_BUSY
- * (retryable): another process has kept it locked for five seconds. */
+ * (retryable): another process has kept it locked for five seconds. DSV3_E_IO names one that could not
+ * be removed; others are. */
 DSV3_API dsv3_status dsv3_disk_cache_purge(const char *path, uint64_t *bytes, dsv3_error **error);
 
 typedef struct dsv3_context_statistics {

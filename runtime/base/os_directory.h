@@ -58,8 +58,8 @@ class PrivateDirectory {
   Status write(const std::string& name, std::span<const std::span<const std::byte>> parts) const;
   bool contains(const std::string& name) const;
   void touch(const std::string& name) const;  // now is its used_ns
-  // A file, or an empty directory in a file's place. True when it is gone by this call.
-  bool remove(const std::string& name) const;
+  // A file, or an empty directory in a file's place. False when there was none.
+  Result<bool> remove(const std::string& name) const;
   // The name that a file which is being written (or was, by a process that died) was to have in the
   // end; empty when `name` is none of such a file.
   static std::string final_name(const std::string& name);

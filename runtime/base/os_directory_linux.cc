@@ -143,16 +143,25 @@ Result<std::vector<PrivateDirectory::Entry>> PrivateDirectory::list() const {
     ~Closer() { ::closedir(dir); }
   } closer{dir};
   std::vector<Entry> entries;
-  while (const dirent* item = ::readdir(dir)) {
+  for (;;) {
+    errno = 0;  // tells the end from a failure
+    const dirent* item = ::readdir(dir);
+    if (item == nullptr) break;
+    const std::string_view name = item->d_name;
+    if (name == "." || name == ".." || name == kLockName) continue;
     struct stat st;
-    if (::fstatat(fd_, item->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) continue;  // gone meanwhile
-    if (!S_ISREG(st.st_mode) || strcmp(item->d_name, kLockName) == 0) continue;
+    if (::fstatat(fd_, item->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
+      if (errno == ENOENT) continue;  // gone meanwhile
+      return directory_error(path_ + "/" + item->d_name, "look at", errno);
+    }
+    if (!S_ISREG(st.st_mode)) continue;
     Entry entry;
-    entry.name = item->d_name;
+    entry.name = name;
     entry.size = static_cast<uint64_t>(st.st_size);
     entry.used_ns = st.st_mtim.tv_sec * int64_t{1'000'000'000} + st.st_mtim.tv_nsec;
     entries.push_back(std::move(entry));
   }
+  if (errno != 0) return directory_error(path_, "list", errno);
   return entries;
 }
 
@@ -218,9 +227,11 @@ void PrivateDirectory::touch(const std::string& name) const {
   ::utimensat(fd_, name.c_str(), now, AT_SYMLINK_NOFOLLOW);
 }
 
-bool PrivateDirectory::remove(const std::string& name) const {
+Result<bool> PrivateDirectory::remove(const std::string& name) const {
   if (::unlinkat(fd_, name.c_str(), 0) == 0) return true;
-  return errno == EISDIR && ::unlinkat(fd_, name.c_str(), AT_REMOVEDIR) == 0;
+  if (errno == EISDIR && ::unlinkat(fd_, name.c_str(), AT_REMOVEDIR) == 0) return true;
+  if (errno == ENOENT) return false;
+  return directory_error(path_ + "/" + name, "remove", errno);
 }
 
 std::string PrivateDirectory::final_name(const std::string& name) {

@@ -296,10 +296,13 @@ Result<std::vector<std::string>> list_directory(const std::string& path) {
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
   if (dir == nullptr) return io_error(path, "list", errno);
   std::vector<std::string> names;
+  errno = 0;  // tells the end from a failure
   while (const dirent* entry = ::readdir(dir.get())) {
     const std::string name = entry->d_name;
     if (name != "." && name != "..") names.push_back(name);
+    errno = 0;
   }
+  if (errno != 0) return io_error(path, "list", errno);
   std::sort(names.begin(), names.end());
   return names;
 }

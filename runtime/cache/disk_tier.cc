@@ -76,12 +76,20 @@ Status DiskTier::purge(const std::string& path, uint64_t* bytes) {
   DSV3_ASSIGN(const PrivateDirectory directory, PrivateDirectory::open(path, /*make=*/false));
   DSV3_ASSIGN(PrivateDirectory::Lock lock, directory.lock(kOpenWaitNs));
   DSV3_ASSIGN(const std::vector<PrivateDirectory::Entry> entries, directory.list());
-  uint64_t removed = 0;
+  uint64_t removed = 0, kept = 0;
+  Status status;
   for (const auto& entry : entries) {
     if (!is_page(entry.name) && !is_leftover(entry.name)) continue;
-    if (directory.remove(entry.name)) removed += entry.size;
+    const Result<bool> gone = directory.remove(entry.name);
+    if (!gone.ok()) {
+      kept += entry.size;
+      if (status.ok()) status = gone.status();  // the others go all the same
+    } else if (gone.value()) {
+      removed += entry.size;
+    }
   }
-  lock.set_counter(0);
+  lock.set_counter(kept);
+  DSV3_TRY(status);
   if (bytes != nullptr) *bytes = removed;
   return {};
 }
@@ -107,7 +115,8 @@ Status DiskTier::shrink(uint64_t limit, uint64_t* used) {
   });
   for (const auto& entry : entries) {
     if (total <= limit && !is_leftover(entry.name)) continue;
-    if (directory_.remove(entry.name)) total -= entry.size;
+    const Result<bool> gone = directory_.remove(entry.name);
+    if (gone.ok() && gone.value()) total -= entry.size;
   }
   *used = total;
   return {};
@@ -175,7 +184,8 @@ Status DiskTier::get(std::span<const int32_t> prefix, std::vector<std::byte>* pa
   }
   if (!good) {
     if (damaged != nullptr) *damaged = true;
-    directory_.remove(name);  // the count stays too high until somebody looks through the directory
+    (void)directory_.remove(
+        name);  // the count stays too high until somebody looks through the directory
     return {};
   }
   directory_.touch(name);
