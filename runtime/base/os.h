@@ -88,7 +88,8 @@ class AtomicFile {
 Result<std::string> read_file(const std::string& path, uint64_t max_bytes);
 // Names (not paths) of the entries of a directory, sorted.
 Result<std::vector<std::string>> list_directory(const std::string& path);
-bool file_exists(const std::string& path);
+// Whether something has this name. So has a link to nowhere: who opens it is told.
+Result<bool> file_exists(const std::string& path);
 std::string join_path(const std::string& dir, const std::string& name);
 
 int64_t monotonic_ns();

@@ -307,9 +307,11 @@ Result<std::vector<std::string>> list_directory(const std::string& path) {
   return names;
 }
 
-bool file_exists(const std::string& path) {
+Result<bool> file_exists(const std::string& path) {
   struct stat st;
-  return ::stat(path.c_str(), &st) == 0;
+  if (::lstat(path.c_str(), &st) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  return io_error(path, "examine", errno);
 }
 
 std::string join_path(const std::string& dir, const std::string& name) {

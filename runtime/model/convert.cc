@@ -14,7 +14,8 @@ Result<ModelConfig> read_config(const std::string& dir, const Checkpoint& checkp
   DSV3_ASSIGN(const Json json, read_json(path, kSmallFile));
   DSV3_ASSIGN(ModelConfig config, ModelConfig::from_json(json, path));
   const std::string generation = join_path(dir, "generation_config.json");
-  if (file_exists(generation)) {
+  DSV3_ASSIGN(const bool has_generation, file_exists(generation));
+  if (has_generation) {
     DSV3_ASSIGN(const Json more, read_json(generation, kSmallFile));
     DSV3_TRY(config.add_generation_config(more, generation));
   }
@@ -36,10 +37,11 @@ Result<ModelConfig> read_config(const std::string& dir, const Checkpoint& checkp
 Status read_text(const std::string& dir, const ModelConfig& config, std::string* image,
                  ContainerHeader* header) {
   const std::string path = join_path(dir, "tokenizer.json");
-  bool any = file_exists(path);
+  bool any = false;
   // Other tokenizers are not silently left out: the compiler refuses them by name.
-  for (const char* name : {"tiktoken.model", "tokenizer.model"}) {
-    any = any || file_exists(join_path(dir, name));
+  for (const char* name : {"tokenizer.json", "tiktoken.model", "tokenizer.model"}) {
+    DSV3_ASSIGN(const bool exists, file_exists(join_path(dir, name)));
+    any = any || exists;
   }
   if (!any) return {};
   DSV3_ASSIGN(*image, Tokenizer::compile(dir));
@@ -80,13 +82,18 @@ WeightsMode WeightModes::of(RecordKind kind) const {
 
 Status convert_checkpoint(const std::string& checkpoint_dir, const std::string& output,
                           const ConvertOptions& options) {
-  if (!options.overwrite && file_exists(output)) {
-    return make_field_error(Code::kInvalidArgument, "output",
-                            "%s: exists already, and overwriting it was not asked for",
-                            output.c_str());
+  if (options.overwrite) {
+    // Renaming over a folder would fail after all the work.
+    Status old = File::open(output).status();
+    if (!old.ok() && old.code() != Code::kNotFound) return old;
+  } else {
+    DSV3_ASSIGN(const bool exists, file_exists(output));
+    if (exists) {
+      return make_field_error(Code::kInvalidArgument, "output",
+                              "%s: exists already, and overwriting it was not asked for",
+                              output.c_str());
+    }
   }
-  // Renaming over a folder would fail after all the work.
-  if (file_exists(output)) DSV3_TRY(File::open(output).status());
   DSV3_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(checkpoint_dir));
   ContainerHeader header;
   DSV3_ASSIGN(header.config, read_config(checkpoint_dir, checkpoint));

@@ -290,12 +290,14 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
   Checkpoint checkpoint;
   const std::string single = join_path(folder, "model.safetensors");
   const std::string index = join_path(folder, "model.safetensors.index.json");
-  if (file_exists(single)) {
+  DSV3_ASSIGN(const bool has_single, file_exists(single));
+  if (has_single) {
     checkpoint.where_ = single;
     DSV3_TRY(checkpoint.add_file(single));
     return checkpoint;
   }
-  if (!file_exists(index)) {
+  DSV3_ASSIGN(const bool has_index, file_exists(index));
+  if (!has_index) {
     DSV3_TRY(list_directory(folder).status());  // no such folder, or no folder at all
     return make_error(Code::kNotFound,
                       "%s: has neither model.safetensors nor model.safetensors.index.json",

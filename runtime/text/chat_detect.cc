@@ -38,13 +38,15 @@ Status from_json(const Json& value, Found* found) {
 Result<Found> find_template(const std::string& dir) {
   Found found;
   found.where = join_path(dir, "chat_template.jinja");
-  if (file_exists(found.where)) {
+  DSV3_ASSIGN(const bool has_jinja, file_exists(found.where));
+  if (has_jinja) {
     DSV3_ASSIGN(found.text, read_file(found.where, kMaxTemplateBytes));
     return found;
   }
   for (const char* name : {"chat_template.json", "tokenizer_config.json"}) {
     found.where = join_path(dir, name);
-    if (!file_exists(found.where)) continue;
+    DSV3_ASSIGN(const bool exists, file_exists(found.where));
+    if (!exists) continue;
     DSV3_ASSIGN(const Json config, read_json(found.where, kSmallFile));
     if (!config.is_object() || !config.contains("chat_template")) continue;
     DSV3_TRY(from_json(config["chat_template"], &found));

@@ -552,9 +552,11 @@ Result<std::string> Tokenizer::compile_json(std::string_view tokenizer_json,
 
 Result<std::string> Tokenizer::compile(const std::string& checkpoint_dir) {
   const std::string path = join_path(checkpoint_dir, "tokenizer.json");
-  if (!file_exists(path)) {
+  DSV3_ASSIGN(const bool exists, file_exists(path));
+  if (!exists) {
     const std::string tiktoken = join_path(checkpoint_dir, "tiktoken.model");
-    if (file_exists(tiktoken)) {
+    DSV3_ASSIGN(const bool has_tiktoken, file_exists(tiktoken));
+    if (has_tiktoken) {
       return make_error(Code::kUnsupported,
                         "%s: a checkpoint with only tiktoken.model is not implemented, expected "
                         "tokenizer.json beside it",
@@ -566,10 +568,12 @@ Result<std::string> Tokenizer::compile(const std::string& checkpoint_dir) {
   const std::string config_path = join_path(checkpoint_dir, "tokenizer_config.json");
   const std::string map_path = join_path(checkpoint_dir, "special_tokens_map.json");
   Json config;
-  if (file_exists(config_path)) {
+  DSV3_ASSIGN(const bool has_config, file_exists(config_path));
+  if (has_config) {
     DSV3_ASSIGN(config, read_json(config_path, kSmallFile));
   }
-  if (file_exists(map_path) && (config.is_null() || config.is_object())) {
+  DSV3_ASSIGN(const bool has_map, file_exists(map_path));
+  if (has_map && (config.is_null() || config.is_object())) {
     DSV3_ASSIGN(const Json map, read_json(map_path, kSmallFile));
     for (const char* field : {"bos_token", "eos_token"}) {
       if (map.is_object() && map.contains(field) && !config.contains(field)) {

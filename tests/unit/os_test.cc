@@ -51,6 +51,18 @@ TEST_CASE("reads are whole or an error") {
   CHECK(*read_file(folder.file("a"), 3) == "012");
 }
 
+TEST_CASE("whether a file exists") {
+  const test::TemporaryFolder folder;
+  test::write_bytes(folder.file("a"), "");
+  REQUIRE(symlink("nowhere", folder.file("link").c_str()) == 0);
+  CHECK(file_exists(folder.file("a")).value());
+  CHECK(file_exists(folder.file("link")).value());
+  CHECK(!file_exists(folder.file("b")).value());
+  CHECK(!file_exists(folder.file("a/b")).value());
+  // Neither is an answer.
+  CHECK(file_exists(folder.file(std::string(256, 'a'))).status().code() == Code::kIo);
+}
+
 TEST_CASE("an atomic file appears whole or not at all") {
   const test::TemporaryFolder folder;
   {
@@ -58,7 +70,7 @@ TEST_CASE("an atomic file appears whole or not at all") {
     REQUIRE(file.ok());
     CHECK(file->write_at(5, "world", 5).ok());
     CHECK(file->write_at(0, "hello", 5).ok());
-    CHECK(!file_exists(folder.file("out")));
+    CHECK(!file_exists(folder.file("out")).value());
   }
   CHECK(list_directory(folder.path())->empty());
   {
