@@ -1,9 +1,9 @@
 #include "runtime/engine/benchmark.h"
 
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "runtime/api/handles.h"
+#include "runtime/base/json.h"
 #include "runtime/engine/benchmark_plan.h"
 #include "runtime/model/convert.h"
 #include "runtime/model/synthetic.h"
@@ -79,55 +79,60 @@ Result<std::shared_ptr<const Model>> model_of(const dsv3_benchmark_options& o,
 // A machine that others use is fast and slow by turns of a second or less.
 constexpr double kLineSeconds = 2;
 
-nlohmann::ordered_json json_of(const BenchmarkLine& line, int32_t all_threads) {
+void write_line(const BenchmarkLine& line, int32_t all_threads, JsonWriter* out) {
   std::string label = line_label(line.name, line.batch, line.context, line.tokens);
   if (line.expanded) label += ", expanded";
   if (line.threads != all_threads) label += format(", %d thread", line.threads);
-  nlohmann::ordered_json out = {
-      {"name", line.name},
-      {"label", label},
-      {"threads", line.threads},
-      {"batch", line.batch},
-      {"context", line.context},
-      {"tokens", line.tokens},
-      {"seconds", line.seconds},
-      {"fastest_seconds", line.fastest},
-      {"slowest_seconds", line.slowest},
-      {"tokens_per_second", line.tokens_per_second()},
-      {"bytes", line.bytes},
-      {"bytes_per_second", line.bytes / line.seconds},
-      {"weight_flops", line.weight_flops},
-      {"attention_flops", line.attention_flops},
-      {"flops_per_second", (line.weight_flops + line.attention_flops) / line.seconds},
-      {"limit_read_bytes_per_second", line.read_bytes_per_second},
-      {"limit_dot_flops_per_second", line.dot_flops_per_second},
-      {"limit", line.bound},
-      {"limit_seconds", line.bound_seconds},
-      {"percent_of_limit", line.percent_of_limit()},
-      {"percent_by_operation", line.percent_by_operation()}};
+  out->open('{');
+  out->field("name", line.name);
+  out->field("label", label);
+  out->field("threads", line.threads);
+  out->field("batch", line.batch);
+  out->field("context", line.context);
+  out->field("tokens", line.tokens);
+  out->field("seconds", line.seconds);
+  out->field("fastest_seconds", line.fastest);
+  out->field("slowest_seconds", line.slowest);
+  out->field("tokens_per_second", line.tokens_per_second());
+  out->field("bytes", line.bytes);
+  out->field("bytes_per_second", line.bytes / line.seconds);
+  out->field("weight_flops", line.weight_flops);
+  out->field("attention_flops", line.attention_flops);
+  out->field("flops_per_second", (line.weight_flops + line.attention_flops) / line.seconds);
+  out->field("limit_read_bytes_per_second", line.read_bytes_per_second);
+  out->field("limit_dot_flops_per_second", line.dot_flops_per_second);
+  out->field("limit", line.bound);
+  out->field("limit_seconds", line.bound_seconds);
+  out->field("percent_of_limit", line.percent_of_limit());
+  out->field("percent_by_operation", line.percent_by_operation());
   if (line.expanded) {
-    out["prompt_attention"] = "expanded";
-    out["times_as_fast"] = line.times_as_fast;
+    out->field("prompt_attention", "expanded");
+    out->field("times_as_fast", line.times_as_fast);
   }
-  if (line.page_faults > 0) out["page_faults"] = line.page_faults;
-  if (line.profile.empty()) return out;
-  out["profile_seconds"] = line.profile_seconds;
-  for (const kernels::OperationProfile& p : line.profile) {
-    out["profile"].push_back({{"name", p.name},
-                              {"calls", p.calls},
-                              {"seconds", p.seconds},
-                              {"share", p.seconds / line.profile_seconds},
-                              {"bytes", p.bytes},
-                              {"bytes_per_second", p.bytes / p.seconds},
-                              {"flops", p.flops},
-                              {"flops_per_second", p.flops / p.seconds}});
+  if (line.page_faults > 0) out->field("page_faults", line.page_faults);
+  if (!line.profile.empty()) {
+    out->field("profile_seconds", line.profile_seconds);
+    out->open_field("profile", '[');
+    for (const kernels::OperationProfile& p : line.profile) {
+      out->open('{');
+      out->field("name", p.name);
+      out->field("calls", p.calls);
+      out->field("seconds", p.seconds);
+      out->field("share", p.seconds / line.profile_seconds);
+      out->field("bytes", p.bytes);
+      out->field("bytes_per_second", p.bytes / p.seconds);
+      out->field("flops", p.flops);
+      out->field("flops_per_second", p.flops / p.seconds);
+      out->close('}');
+    }
+    out->close(']');
   }
-  return out;
+  out->close('}');
 }
 
 // All threads' figures over one thread's, from lines that were measured one after the other.
-nlohmann::ordered_json scaling_of(const BenchmarkResult& result) {
-  nlohmann::ordered_json out = {{"threads", result.threads}};
+std::vector<std::pair<std::string, double>> scaling_of(const BenchmarkResult& result) {
+  std::vector<std::pair<std::string, double>> out;
   for (size_t i = 2; i < result.lines.size(); ++i) {
     const BenchmarkLine& one = result.lines[i];
     if (one.threads == result.threads) continue;
@@ -135,52 +140,74 @@ nlohmann::ordered_json scaling_of(const BenchmarkResult& result) {
     const BenchmarkLine& all = result.lines[i - (result.lines[i - 1].expanded ? 2 : 1)];
     // Its own line may have found no room for its latents.
     if (all.name != one.name || all.tokens != one.tokens) continue;
-    out[one.name] = one.seconds / all.seconds;
+    out.emplace_back(one.name, one.seconds / all.seconds);
     if (one.name == "decode") {
-      out["read_bytes_per_second"] = all.read_bytes_per_second / one.read_bytes_per_second;
+      out.emplace_back("read_bytes_per_second",
+                       all.read_bytes_per_second / one.read_bytes_per_second);
     } else {
-      out["dot_flops_per_second"] = all.dot_flops_per_second / one.dot_flops_per_second;
+      out.emplace_back("dot_flops_per_second", all.dot_flops_per_second / one.dot_flops_per_second);
     }
   }
   return out;
 }
 
-nlohmann::ordered_json json_of(const BenchmarkResult& result, const Model& model,
-                               double load_seconds) {
-  nlohmann::ordered_json out;
-  out["machine"] = {{"threads", result.threads},
-                    {"kernels", result.kernels},
-                    {"read_bytes_per_second", result.limits.read_bytes_per_second},
-                    {"cache_bytes_per_second", result.limits.cache_bytes_per_second},
-                    {"dot_flops_per_second", result.limits.dot_flops_per_second},
-                    {"dot", result.limits.dot},
-                    {"int8_ops_per_second", result.limits.int8_ops_per_second},
-                    {"drift", result.limits_drift}};
-  out["model"] = {{"path", model.path()},
-                  {"model_type", model.config().model_type},
-                  {"num_hidden_layers", model.config().num_hidden_layers},
-                  {"parameters", model.parameters()},
-                  {"weight_bytes", model.weight_bytes()},
-                  {"active_bytes_per_token", model.active_bytes_per_token()},
-                  {"load_seconds", load_seconds},
-                  {"resident_bytes", result.resident_bytes},
-                  {"resident_anonymous_bytes", result.resident_anonymous_bytes}};
-  for (const BenchmarkLine& line : result.lines) {
-    out["lines"].push_back(json_of(line, result.threads));
-  }
-  out["left_out"] = nlohmann::ordered_json::array();
+void write_machine(const BenchmarkResult& result, JsonWriter* out) {
+  out->open_field("machine", '{');
+  out->field("threads", result.threads);
+  out->field("kernels", result.kernels);
+  out->field("read_bytes_per_second", result.limits.read_bytes_per_second);
+  out->field("cache_bytes_per_second", result.limits.cache_bytes_per_second);
+  out->field("dot_flops_per_second", result.limits.dot_flops_per_second);
+  out->field("dot", result.limits.dot);
+  out->field("int8_ops_per_second", result.limits.int8_ops_per_second);
+  out->field("drift", result.limits_drift);
+  out->close('}');
+}
+
+void write_model(const BenchmarkResult& result, const Model& model, double load_seconds,
+                 JsonWriter* out) {
+  out->open_field("model", '{');
+  out->field("path", model.path());  // may hold bytes that are not UTF-8
+  out->field("model_type", model.config().model_type);
+  out->field("num_hidden_layers", model.config().num_hidden_layers);
+  out->field("parameters", model.parameters());
+  out->field("weight_bytes", model.weight_bytes());
+  out->field("active_bytes_per_token", model.active_bytes_per_token());
+  out->field("load_seconds", load_seconds);
+  out->field("resident_bytes", result.resident_bytes);
+  out->field("resident_anonymous_bytes", result.resident_anonymous_bytes);
+  out->close('}');
+}
+
+std::string json_of(const BenchmarkResult& result, const Model& model, double load_seconds) {
+  JsonWriter writer;
+  JsonWriter* const out = &writer;
+  out->open('{');
+  write_machine(result, out);
+  write_model(result, model, load_seconds, out);
+  out->open_field("lines", '[');
+  for (const BenchmarkLine& line : result.lines) write_line(line, result.threads, out);
+  out->close(']');
+  out->open_field("left_out", '[');
   for (const LeftOutLine& line : result.left_out) {
-    out["left_out"].push_back(
-        {{"name", line.name},
-         {"label", line_label(line.name, line.batch, line.context, line.tokens)},
-         {"batch", line.batch},
-         {"context", line.context},
-         {"tokens", line.tokens},
-         {"reason", line.reason}});
+    out->open('{');
+    out->field("name", line.name);
+    out->field("label", line_label(line.name, line.batch, line.context, line.tokens));
+    out->field("batch", line.batch);
+    out->field("context", line.context);
+    out->field("tokens", line.tokens);
+    out->field("reason", line.reason);
+    out->close('}');
   }
-  nlohmann::ordered_json scaling = scaling_of(result);
-  if (scaling.size() > 1) out["scaling"] = std::move(scaling);
-  return out;
+  out->close(']');
+  if (const auto scaling = scaling_of(result); !scaling.empty()) {
+    out->open_field("scaling", '{');
+    out->field("threads", result.threads);
+    for (const auto& [name, times] : scaling) out->field(name, times);
+    out->close('}');
+  }
+  out->close('}');
+  return writer.take();
 }
 
 }  // namespace
@@ -246,9 +273,7 @@ dsv3_status dsv3_benchmark(const dsv3_benchmark_options* options, char** json, d
       result = Status(Code::kCancelled, "the benchmark was cancelled");
     }
     DSV3_TRY(progress.result(result.status()));
-    // A path may hold bytes that are not UTF-8.
-    *json = new_string(json_of(*result, **model, load_seconds)
-                           .dump(-1, ' ', false, Json::error_handler_t::replace));
+    *json = new_string(json_of(*result, **model, load_seconds));
     return {};
   });
 }

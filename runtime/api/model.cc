@@ -20,90 +20,96 @@ std::string hex(std::span<const uint8_t> bytes) {
   return out;
 }
 
-Json config_json(const ModelConfig& c) {
-  Json j;
-  j["model_type"] = c.model_type;
-  j["vocab_size"] = c.vocab_size;
-  j["hidden_size"] = c.hidden_size;
-  j["intermediate_size"] = c.intermediate_size;
-  j["moe_intermediate_size"] = c.moe_intermediate_size;
-  j["num_hidden_layers"] = c.num_hidden_layers;
-  j["num_nextn_predict_layers"] = c.num_nextn_predict_layers;
-  j["num_attention_heads"] = c.num_attention_heads;
-  j["q_lora_rank"] = c.q_lora_rank == 0 ? Json(nullptr) : Json(c.q_lora_rank);
-  j["kv_lora_rank"] = c.kv_lora_rank;
-  j["qk_nope_head_dim"] = c.qk_nope_head_dim;
-  j["qk_rope_head_dim"] = c.qk_rope_head_dim;
-  j["v_head_dim"] = c.v_head_dim;
-  j["n_routed_experts"] = c.n_routed_experts;
-  j["n_shared_experts"] = c.n_shared_experts;
-  j["num_experts_per_tok"] = c.num_experts_per_tok;
-  j["first_k_dense_replace"] = c.first_k_dense_replace;
-  j["moe_layer_freq"] = c.moe_layer_freq;
-  j["n_group"] = c.n_group;
-  j["topk_group"] = c.topk_group;
-  j["scoring_func"] = c.scoring_func == ScoringFunc::kSigmoid ? "sigmoid" : "softmax";
-  j["topk_method"] = c.topk_method == TopkMethod::kGreedy               ? "greedy"
-                     : c.topk_method == TopkMethod::kGroupLimitedGreedy ? "group_limited_greedy"
-                                                                        : "noaux_tc";
-  j["norm_topk_prob"] = c.norm_topk_prob;
-  j["routed_scaling_factor"] = c.routed_scaling_factor;
-  j["rms_norm_eps"] = c.rms_norm_eps;
-  j["rope_theta"] = c.rope_theta;
+void write_config(const ModelConfig& c, JsonWriter* out) {
+  out->open_field("config", '{');
+  out->field("model_type", c.model_type);
+  out->field("vocab_size", c.vocab_size);
+  out->field("hidden_size", c.hidden_size);
+  out->field("intermediate_size", c.intermediate_size);
+  out->field("moe_intermediate_size", c.moe_intermediate_size);
+  out->field("num_hidden_layers", c.num_hidden_layers);
+  out->field("num_nextn_predict_layers", c.num_nextn_predict_layers);
+  out->field("num_attention_heads", c.num_attention_heads);
+  out->field("q_lora_rank", c.q_lora_rank == 0 ? Json(nullptr) : Json(c.q_lora_rank));
+  out->field("kv_lora_rank", c.kv_lora_rank);
+  out->field("qk_nope_head_dim", c.qk_nope_head_dim);
+  out->field("qk_rope_head_dim", c.qk_rope_head_dim);
+  out->field("v_head_dim", c.v_head_dim);
+  out->field("n_routed_experts", c.n_routed_experts);
+  out->field("n_shared_experts", c.n_shared_experts);
+  out->field("num_experts_per_tok", c.num_experts_per_tok);
+  out->field("first_k_dense_replace", c.first_k_dense_replace);
+  out->field("moe_layer_freq", c.moe_layer_freq);
+  out->field("n_group", c.n_group);
+  out->field("topk_group", c.topk_group);
+  out->field("scoring_func", c.scoring_func == ScoringFunc::kSigmoid ? "sigmoid" : "softmax");
+  out->field("topk_method", c.topk_method == TopkMethod::kGreedy ? "greedy"
+                            : c.topk_method == TopkMethod::kGroupLimitedGreedy
+                                ? "group_limited_greedy"
+                                : "noaux_tc");
+  out->field("norm_topk_prob", c.norm_topk_prob);
+  out->field("routed_scaling_factor", c.routed_scaling_factor);
+  out->field("rms_norm_eps", c.rms_norm_eps);
+  out->field("rope_theta", c.rope_theta);
   if (c.yarn.enabled) {
-    j["rope_scaling"] = {
-        {"type", "yarn"},
-        {"factor", c.yarn.factor},
-        {"original_max_position_embeddings", c.yarn.original_max_position_embeddings},
-        {"beta_fast", c.yarn.beta_fast},
-        {"beta_slow", c.yarn.beta_slow},
-        {"mscale", c.yarn.mscale},
-        {"mscale_all_dim", c.yarn.mscale_all_dim}};
+    out->open_field("rope_scaling", '{');
+    out->field("type", "yarn");
+    out->field("factor", c.yarn.factor);
+    out->field("original_max_position_embeddings", c.yarn.original_max_position_embeddings);
+    out->field("beta_fast", c.yarn.beta_fast);
+    out->field("beta_slow", c.yarn.beta_slow);
+    out->field("mscale", c.yarn.mscale);
+    out->field("mscale_all_dim", c.yarn.mscale_all_dim);
+    out->close('}');
   } else {
-    j["rope_scaling"] = nullptr;
+    out->field("rope_scaling", nullptr);
   }
-  j["max_position_embeddings"] = c.max_position_embeddings;
-  j["tie_word_embeddings"] = c.tie_word_embeddings;
-  j["bos_token_id"] = c.bos_token_id < 0 ? Json(nullptr) : Json(c.bos_token_id);
-  j["eos_token_id"] = c.eos_token_ids;
-  return j;
+  out->field("max_position_embeddings", c.max_position_embeddings);
+  out->field("tie_word_embeddings", c.tie_word_embeddings);
+  out->field("bos_token_id", c.bos_token_id < 0 ? Json(nullptr) : Json(c.bos_token_id));
+  out->list_field("eos_token_id", c.eos_token_ids);
+  out->close('}');
 }
 
-Json tokenizer_json(const Model& model) {
-  if (!model.has_tokenizer()) return nullptr;
+void write_tokenizer(const Model& model, JsonWriter* out) {
+  if (!model.has_tokenizer()) return out->field("tokenizer", nullptr);
   const Tokenizer& t = model.tokenizer();
   const auto id = [](std::optional<int32_t> v) { return v ? Json(*v) : Json(nullptr); };
-  Json j;
-  j["vocab_size"] = t.vocab_size();
-  j["bos_id"] = id(t.bos_id());
-  j["eos_id"] = id(t.eos_id());
-  j["add_bos"] = t.add_bos();
-  return j;
+  out->open_field("tokenizer", '{');
+  out->field("vocab_size", t.vocab_size());
+  out->field("bos_id", id(t.bos_id()));
+  out->field("eos_id", id(t.eos_id()));
+  out->field("add_bos", t.add_bos());
+  out->close('}');
 }
 
 std::string model_json(const Model& model) {
-  Json j;
-  j["path"] = model.path();
-  j["fingerprint"] = hex(model.fingerprint().bytes);
-  j["parameters"] = model.parameters();
-  j["file_bytes"] = model.file_bytes();
-  j["weight_bytes"] = model.weight_bytes();
-  j["active_bytes_per_token"] = model.active_bytes_per_token();
-  j["chat_template"] = chat_template_name(model.chat_template());
-  j["config"] = config_json(model.config());
-  j["tokenizer"] = tokenizer_json(model);
-  Json tensors = Json::array();
+  JsonWriter writer;
+  JsonWriter* const out = &writer;
+  out->open('{');
+  out->field("path", model.path());  // may hold bytes that are not UTF-8
+  out->field("fingerprint", hex(model.fingerprint().bytes));
+  out->field("parameters", model.parameters());
+  out->field("file_bytes", model.file_bytes());
+  out->field("weight_bytes", model.weight_bytes());
+  out->field("active_bytes_per_token", model.active_bytes_per_token());
+  out->field("chat_template", chat_template_name(model.chat_template()));
+  write_config(model.config(), out);
+  write_tokenizer(model, out);
+  out->open_field("tensors", '[');
   for (const TensorInfo& t : model.tensors()) {
-    tensors.push_back({{"name", t.name},
-                       {"dtype", t.dtype},
-                       {"shape", t.shape},
-                       {"offset", t.offset},
-                       {"bytes", t.bytes},
-                       {"xxh3", format("%016llx", static_cast<unsigned long long>(t.xxh3))}});
+    out->open('{');
+    out->field("name", t.name);
+    out->field("dtype", t.dtype);
+    out->list_field("shape", t.shape);
+    out->field("offset", t.offset);
+    out->field("bytes", t.bytes);
+    out->field("xxh3", format("%016llx", static_cast<unsigned long long>(t.xxh3)));
+    out->close('}');
   }
-  j["tensors"] = std::move(tensors);
-  // A path may hold bytes that are not UTF-8.
-  return j.dump(-1, ' ', false, Json::error_handler_t::replace);
+  out->close(']');
+  out->close('}');
+  return writer.take();
 }
 
 bool has_fim(const Model& model) {

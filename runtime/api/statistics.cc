@@ -72,23 +72,35 @@ Struct struct_of(const Statistics& s) {
 }
 
 template <class Struct, class Statistics>
-Json json_of(const Statistics& s) {
-  Json json = Json::object();
+void write_counters(const Statistics& s, JsonWriter* out) {
   Struct unused = {};
-  for_each_counter(s, &unused, [&](const char* name, auto value) { json[name] = value; });
-  return json;
+  for_each_counter(s, &unused, [&](const char* name, auto value) { out->field(name, value); });
 }
 
-std::string statistics_json(const EngineStatistics& s, const std::vector<uint64_t>& load,
-                            int64_t experts) {
-  Json json = json_of<dsv3_context_statistics>(s);
-  Json layers = Json::array();
+std::string request_json(const RequestStatistics& s) {
+  JsonWriter out;
+  out.open('{');
+  write_counters<dsv3_request_statistics>(s, &out);
+  out.close('}');
+  return out.take();
+}
+
+std::string context_json(const EngineStatistics& s, const std::vector<uint64_t>& load,
+                         int64_t experts) {
+  JsonWriter out;
+  out.open('{');
+  write_counters<dsv3_context_statistics>(s, &out);
+  out.open_field("expert_load", '[');
   for (size_t at = 0; experts > 0 && at < load.size(); at += static_cast<size_t>(experts)) {
-    const auto row = load.begin() + static_cast<std::ptrdiff_t>(at);
-    layers.push_back(std::vector<uint64_t>(row, row + experts));
+    out.open('[');
+    for (const uint64_t count : std::span(load).subspan(at, static_cast<size_t>(experts))) {
+      out.value(count);
+    }
+    out.close(']');
   }
-  json["expert_load"] = std::move(layers);
-  return json.dump();
+  out.close(']');
+  out.close('}');
+  return out.take();
 }
 
 }  // namespace
@@ -119,7 +131,7 @@ dsv3_status dsv3_context_get_statistics_json(const dsv3_context* context, char**
     std::vector<uint64_t> load;
     const EngineStatistics statistics = context->engine->statistics(&load);
     *json = new_string(
-        statistics_json(statistics, load, context->engine->model().config().n_routed_experts));
+        context_json(statistics, load, context->engine->model().config().n_routed_experts));
     return {};
   });
 }
@@ -161,7 +173,7 @@ dsv3_status dsv3_request_get_statistics_json(const dsv3_request* request, char**
     DSV3_TRY(check_handle(request, "request"));
     DSV3_TRY(check_out(json, "json"));
     DSV3_TRY(request->request->session().engine()->check_process());
-    *json = new_string(json_of<dsv3_request_statistics>(request->request->statistics()).dump());
+    *json = new_string(request_json(request->request->statistics()));
     return {};
   });
 }

@@ -10,13 +10,33 @@
 namespace dsv3 {
 namespace {
 
+// As deep as the parser's limit lets a document be.
+void take_apart(Json* json) noexcept {
+  if (auto* items = json->get_ptr<Json::array_t*>(); items != nullptr) {
+    for (Json& item : *items) take_apart(&item);
+    items->clear();
+  } else if (auto* members = json->get_ptr<Json::object_t*>(); members != nullptr) {
+    for (auto& member : *members) take_apart(&member.second);
+    members->clear();
+  }
+}
+
 // Builds the document while the parser reads, so that a limit is hit before memory is spent on what
-// lies beyond it.
+// lies beyond it. An object or list is a Json when it is whole: one that grows copies what it
+// holds, and destroys it, which may fail.
 class Builder : public nlohmann::json_sax<Json> {
  public:
-  Builder(const std::string& where, const JsonLimits& limits) : where_(where), limits_(limits) {}
+  Builder(const std::string& where, const JsonLimits& limits) : where_(where), limits_(limits) {
+    open_.reserve(static_cast<size_t>(limits.max_depth));
+  }
+  ~Builder() override {
+    for (Container& container : open_) {
+      for (auto& member : container.members) take_apart(&member.second);
+      for (Json& item : container.items) take_apart(&item);
+    }
+  }
 
-  Json take() { return std::move(root_); }
+  JsonDocument take() { return std::move(root_); }
   const Status& status() const { return status_; }
 
   bool null() override { return add(Json(nullptr)); }
@@ -29,18 +49,24 @@ class Builder : public nlohmann::json_sax<Json> {
   }
   bool string(string_t& v) override { return add(Json(std::move(v))); }
   bool binary(binary_t&) override { return fail("binary value"); }
-  bool start_object(size_t) override { return open(Json::object()); }
-  bool start_array(size_t) override { return open(Json::array()); }
+  bool start_object(size_t) override { return open(/*is_object=*/true); }
+  bool start_array(size_t) override { return open(/*is_object=*/false); }
   bool end_object() override {
-    keys_.pop_back();
-    return close();
+    Json made = Json::object();
+    auto& members = made.get_ref<Json::object_t&>();
+    members.reserve(open_.back().members.size());
+    for (auto& [name, value] : open_.back().members) {
+      members.emplace_back(std::move(name), std::move(value));
+    }
+    return close(std::move(made));
   }
   bool end_array() override {
-    keys_.pop_back();
-    return close();
+    Json made = Json::array();
+    made.get_ref<Json::array_t&>() = std::move(open_.back().items);
+    return close(std::move(made));
   }
   bool key(string_t& v) override {
-    if (!keys_.back().insert(v).second)
+    if (!open_.back().keys.insert(v).second)
       return fail("key \"%s\" occurs twice", utf8_prefix(v, 200).c_str());
     key_ = std::move(v);
     return true;
@@ -65,53 +91,75 @@ class Builder : public nlohmann::json_sax<Json> {
   }
   bool fail(const char* text) { return fail("%s", text); }
 
-  Json* place(Json value) {
-    if (stack_.empty()) {
-      root_ = std::move(value);
-      return &root_;
-    }
-    Json& parent = *stack_.back();
-    if (parent.is_array()) {
-      parent.push_back(std::move(value));
-      return &parent.back();
-    }
-    // ordered_json's object is a vector of pairs; push_back instead of operator[] because the key
-    // is known to be new, and a look-up would make large objects quadratic.
-    auto& object = parent.get_ref<Json::object_t&>();
-    object.push_back({std::move(key_), std::move(value)});
-    return &object.back().second;
+  // Where the next value goes. The only step of adding one that may fail.
+  Json* place() {
+    if (open_.empty()) return &*root_;
+    Container& container = open_.back();
+    if (container.is_object) return &container.members.emplace_back(std::move(key_), Json()).second;
+    return &container.items.emplace_back();
   }
-  bool add(Json value) {
-    place(std::move(value));
+  bool add(Json scalar) {
+    *place() = std::move(scalar);
     return true;
   }
-  bool open(Json value) {
-    if (static_cast<int>(stack_.size()) >= limits_.max_depth) {
+  bool open(bool is_object) {
+    if (static_cast<int>(open_.size()) >= limits_.max_depth) {
       return fail("nested deeper than %d levels", limits_.max_depth);
     }
-    stack_.push_back(place(std::move(value)));
-    keys_.emplace_back();
+    Json* const place_of_it = place();
+    open_.emplace_back().is_object = is_object;
+    open_.back().place = place_of_it;
     return true;
   }
-  bool close() {
-    stack_.pop_back();
+  bool close(Json made) {
+    *open_.back().place = std::move(made);
+    open_.pop_back();
     return true;
   }
 
+  struct Container {
+    bool is_object = false;
+    Json* place = nullptr;  // stays: what is around it does not grow meanwhile
+    std::vector<std::pair<std::string, Json>> members;
+    std::vector<Json> items;
+    std::unordered_set<std::string, SeededHash> keys;
+  };
+
   const std::string& where_;
   const JsonLimits limits_;
-  Json root_;
-  // Pointers stay valid: only the innermost container grows, and it is the last element of its
-  // parent.
-  std::vector<Json*> stack_;
-  std::vector<std::unordered_set<std::string, SeededHash>> keys_;
+  JsonDocument root_;
+  std::vector<Container> open_;  // the innermost last
   std::string key_;
   Status status_;
 };
 
 }  // namespace
 
-Result<Json> parse_json(std::string_view text, const std::string& where, JsonLimits limits) {
+JsonDocument::~JsonDocument() { take_apart(&root_); }
+
+void JsonWriter::separate() {
+  if (!text_.empty() && std::string_view("{[:").find(text_.back()) == std::string_view::npos) {
+    text_ += ',';
+  }
+}
+
+void JsonWriter::open(char bracket) {
+  separate();
+  text_ += bracket;
+}
+
+void JsonWriter::key(std::string_view name) {
+  value(Json(name));
+  text_ += ':';
+}
+
+void JsonWriter::value(const Json& scalar) {
+  separate();
+  text_ += scalar.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Result<JsonDocument> parse_json(std::string_view text, const std::string& where,
+                                JsonLimits limits) {
   if (text.size() > limits.max_bytes) {
     return make_error(Code::kCorrupt, "%s: %zu bytes of JSON, expected at most %zu", where.c_str(),
                       text.size(), limits.max_bytes);
@@ -132,7 +180,7 @@ Result<Json> parse_json(std::string_view text, const std::string& where, JsonLim
   return builder.take();
 }
 
-Result<Json> read_json(const std::string& path, JsonLimits limits) {
+Result<JsonDocument> read_json(const std::string& path, JsonLimits limits) {
   DSV3_ASSIGN(const std::string text, read_file(path, limits.max_bytes));
   return parse_json(text, path, limits);
 }

@@ -22,9 +22,63 @@ struct JsonLimits {
 // For files that are always small (config.json and the like): published ones have less than 2 MiB.
 inline constexpr JsonLimits kSmallFile = {.max_bytes = size_t{16} << 20};
 
+// Owns a document. A Json that holds others asks for memory when it is destroyed, and ends the
+// process where there is none; this takes it apart first, from the inside.
+class JsonDocument {
+ public:
+  JsonDocument() = default;  // NOLINT: a null takes no memory
+  explicit JsonDocument(Json root) : root_(std::move(root)) {}
+  JsonDocument(JsonDocument&& other) noexcept : root_(std::move(other.root_)) {}
+  JsonDocument& operator=(JsonDocument&& other) noexcept {
+    root_.swap(other.root_);
+    return *this;
+  }
+  ~JsonDocument();
+  operator const Json&() const { return root_; }  // NOLINT: it is one
+  Json& operator*() { return root_; }
+  const Json& operator*() const { return root_; }
+  Json* operator->() { return &root_; }
+  const Json* operator->() const { return &root_; }
+
+ private:
+  Json root_;
+};
+
 // Parses `text`; `where` (a file's name) opens every message.
-Result<Json> parse_json(std::string_view text, const std::string& where, JsonLimits limits = {});
+Result<JsonDocument> parse_json(std::string_view text, const std::string& where,
+                                JsonLimits limits = {});
 // Reads and parses a file.
-Result<Json> read_json(const std::string& path, JsonLimits limits = {});
+Result<JsonDocument> read_json(const std::string& path, JsonLimits limits = {});
+
+// Writes a document piece by piece, as text at once, for the same reason. What is no UTF-8 becomes
+// U+FFFD.
+class JsonWriter {
+ public:
+  // '{' and '}', '[' and ']'.
+  void open(char bracket);
+  void close(char bracket) { text_ += bracket; }
+  void key(std::string_view name);
+  // A text, number, truth value or null.
+  void value(const Json& scalar);
+  void field(std::string_view name, const Json& scalar) {
+    key(name);
+    value(scalar);
+  }
+  void open_field(std::string_view name, char bracket) {
+    key(name);
+    open(bracket);
+  }
+  template <class T>
+  void list_field(std::string_view name, const T& values) {
+    open_field(name, '[');
+    for (const auto& v : values) value(v);
+    close(']');
+  }
+  std::string take() { return std::move(text_); }
+
+ private:
+  void separate();
+  std::string text_;
+};
 
 }  // namespace dsv3

@@ -11,12 +11,13 @@ namespace {
 
 Result<ModelConfig> read_config(const std::string& dir, const Checkpoint& checkpoint) {
   const std::string path = join_path(dir, "config.json");
-  DSV3_ASSIGN(const Json json, read_json(path, kSmallFile));
+  DSV3_ASSIGN(const JsonDocument document, read_json(path, kSmallFile));
+  const Json& json = *document;
   DSV3_ASSIGN(ModelConfig config, ModelConfig::from_json(json, path));
   const std::string generation = join_path(dir, "generation_config.json");
   DSV3_ASSIGN(const bool has_generation, file_exists(generation));
   if (has_generation) {
-    DSV3_ASSIGN(const Json more, read_json(generation, kSmallFile));
+    DSV3_ASSIGN(const JsonDocument more, read_json(generation, kSmallFile));
     DSV3_TRY(config.add_generation_config(more, generation));
   }
   DSV3_TRY(config.validate(path));

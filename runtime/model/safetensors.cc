@@ -212,12 +212,12 @@ Result<std::vector<TensorEntry>> parse_safetensors(std::span<const uint8_t> head
   JsonLimits limits;
   limits.max_depth = 4;  // header, tensor, shape
   limits.max_bytes = kMaxHeader;
-  DSV3_ASSIGN(const Json json, parse_json(text, where, limits));
+  DSV3_ASSIGN(const JsonDocument json, parse_json(text, where, limits));
 
   const uint64_t data_begin = 8 + length;
   const uint64_t data_bytes = file_bytes - data_begin;
   std::vector<TensorEntry> entries;
-  for (const auto& [name, value] : json.items()) {
+  for (const auto& [name, value] : json->items()) {
     if (name == "__metadata__") {
       if (!value.is_object()) {
         return make_error(Code::kCorrupt, "%s: __metadata__ is not an object", where.c_str());
@@ -237,7 +237,8 @@ Result<std::vector<TensorEntry>> parse_safetensors(std::span<const uint8_t> head
 
 Result<std::map<std::string, std::string>> parse_safetensors_index(std::string_view text,
                                                                    const std::string& where) {
-  DSV3_ASSIGN(const Json json, parse_json(text, where));
+  DSV3_ASSIGN(const JsonDocument document, parse_json(text, where));
+  const Json& json = *document;
   const auto map = json.is_object() ? json.find("weight_map") : json.end();
   if (!json.is_object() || map == json.end() || !map->is_object()) {
     return make_field_error(Code::kCorrupt, "weight_map", "%s: has no weight_map object",

@@ -47,7 +47,8 @@ Result<Found> find_template(const std::string& dir) {
     found.where = join_path(dir, name);
     DSV3_ASSIGN(const bool exists, file_exists(found.where));
     if (!exists) continue;
-    DSV3_ASSIGN(const Json config, read_json(found.where, kSmallFile));
+    DSV3_ASSIGN(const JsonDocument document, read_json(found.where, kSmallFile));
+    const Json& config = *document;
     if (!config.is_object() || !config.contains("chat_template")) continue;
     DSV3_TRY(from_json(config["chat_template"], &found));
     if (!found.text.empty()) return found;

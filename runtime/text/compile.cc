@@ -62,9 +62,10 @@ std::string shown(std::string_view text) {
 
 class Compiler {
  public:
-  Compiler(const Json& root, const Json& config, const std::string& where,
+  // `map`: names tokens that `config` does not.
+  Compiler(const Json& root, const Json& config, const Json& map, const std::string& where,
            const std::string& config_where)
-      : root_(root), config_(config), where_(where), config_where_(config_where) {}
+      : root_(root), config_(config), map_(map), where_(where), config_where_(config_where) {}
 
   Result<std::string> run() {
     if (!root_.is_object()) return error(Code::kCorrupt, "holds %s", root_.type_name());
@@ -491,7 +492,7 @@ class Compiler {
     return {};
   }
   Status named_token(const char* field, uint32_t* out) {
-    const Json& value = get(config_, field);
+    const Json& value = get(config_.contains(field) ? config_ : map_, field);
     const Json& text = value.is_object() ? get(value, "content") : value;
     if (text.is_null()) return {};
     if (!text.is_string()) {
@@ -512,6 +513,7 @@ class Compiler {
 
   const Json& root_;
   const Json& config_;
+  const Json& map_;
   const std::string& where_;
   const std::string& config_where_;
   const ByteAlphabet alphabet_;
@@ -526,9 +528,9 @@ class Compiler {
   std::set<uint32_t> specials_;
 };
 
-Result<std::string> compile_checked(const Json& root, const Json& config, const std::string& where,
-                                    const std::string& config_where) {
-  DSV3_ASSIGN(std::string image, Compiler(root, config, where, config_where).run());
+Result<std::string> compile_checked(const Json& root, const Json& config, const Json& map,
+                                    const std::string& where, const std::string& config_where) {
+  DSV3_ASSIGN(std::string image, Compiler(root, config, map, where, config_where).run());
   // What open() would refuse (a pattern that cannot be used) is refused here, with the file's name.
   DSV3_ASSIGN(
       const Tokenizer opened,
@@ -542,12 +544,12 @@ Result<std::string> Tokenizer::compile_json(std::string_view tokenizer_json,
                                             std::string_view tokenizer_config_json,
                                             const std::string& where) {
   const std::string config_where = where + " (tokenizer_config.json)";
-  DSV3_ASSIGN(const Json root, parse_json(tokenizer_json, where));
-  Json config;
+  DSV3_ASSIGN(const JsonDocument root, parse_json(tokenizer_json, where));
+  JsonDocument config;
   if (!tokenizer_config_json.empty()) {
     DSV3_ASSIGN(config, parse_json(tokenizer_config_json, config_where, kSmallFile));
   }
-  return compile_checked(root, config, where, config_where);
+  return compile_checked(*root, *config, Json(), where, config_where);
 }
 
 Result<std::string> Tokenizer::compile(const std::string& checkpoint_dir) {
@@ -564,24 +566,19 @@ Result<std::string> Tokenizer::compile(const std::string& checkpoint_dir) {
     }
     return make_error(Code::kNotFound, "%s: no such file", path.c_str());
   }
-  DSV3_ASSIGN(const Json root, read_json(path));
+  DSV3_ASSIGN(const JsonDocument root, read_json(path));
   const std::string config_path = join_path(checkpoint_dir, "tokenizer_config.json");
   const std::string map_path = join_path(checkpoint_dir, "special_tokens_map.json");
-  Json config;
+  JsonDocument config, map;
   DSV3_ASSIGN(const bool has_config, file_exists(config_path));
   if (has_config) {
     DSV3_ASSIGN(config, read_json(config_path, kSmallFile));
   }
   DSV3_ASSIGN(const bool has_map, file_exists(map_path));
-  if (has_map && (config.is_null() || config.is_object())) {
-    DSV3_ASSIGN(const Json map, read_json(map_path, kSmallFile));
-    for (const char* field : {"bos_token", "eos_token"}) {
-      if (map.is_object() && map.contains(field) && !config.contains(field)) {
-        config[field] = map[field];
-      }
-    }
+  if (has_map && (config->is_null() || config->is_object())) {
+    DSV3_ASSIGN(map, read_json(map_path, kSmallFile));
   }
-  return compile_checked(root, config, path, config_path);
+  return compile_checked(*root, *config, *map, path, config_path);
 }
 
 }  // namespace dsv3

@@ -16,7 +16,7 @@ namespace dsv3 {
 namespace {
 
 std::string message_of(const std::string& text) {
-  const Result<Json> json = parse_json(text, "file.json");
+  const auto json = parse_json(text, "file.json");
   REQUIRE(!json.ok());
   CHECK(json.status().code() == Code::kCorrupt);
   CHECK(json.status().message().find("file.json") == 0);
@@ -31,9 +31,30 @@ TEST_CASE("documents keep order and values") {
   const auto json =
       parse_json(R"({"b": [1, -2, 3.5, null, true], "a": "\u00e9\ud83d\ude00"})", "x");
   REQUIRE(json.ok());
-  CHECK(json.value().begin().key() == "b");
-  CHECK(json.value()["b"][1] == -2);
-  CHECK(json.value()["a"] == "é😀");
+  CHECK(json.value()->begin().key() == "b");
+  CHECK((*json.value())["b"][1] == -2);
+  CHECK((*json.value())["a"] == "é😀");
+}
+
+TEST_CASE("a written document reads as one") {
+  JsonWriter out;
+  out.open('{');
+  out.field("text", "a\"\n\xff");
+  out.open_field("empty", '[');
+  out.close(']');
+  out.list_field("numbers", std::vector<double>{1, -0.5});
+  out.open_field("list", '[');
+  for (int i = 0; i < 2; ++i) {
+    out.open('{');
+    out.field("i", i);
+    out.field("none", nullptr);
+    out.close('}');
+  }
+  out.close(']');
+  out.field("last", true);
+  out.close('}');
+  CHECK(out.take() == R"({"text":"a\"\n�","empty":[],"numbers":[1.0,-0.5],)"
+                      R"("list":[{"i":0,"none":null},{"i":1,"none":null}],"last":true})");
 }
 
 TEST_CASE("what is not JSON is refused with its place") {
