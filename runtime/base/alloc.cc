@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 
 #include "runtime/base/os.h"
 
@@ -20,6 +21,17 @@ constexpr size_t kHugePage = size_t{2} << 20;
 // From this size on it is worth asking whether the machine has that much: mimalloc grants what no
 // machine has, and the process would end when it touches it.
 constexpr size_t kAskSize = size_t{1} << 30;
+
+// Finding out reads some small files, which takes memory: a machine that does not have even that
+// has not.
+bool machine_has(size_t size) noexcept {
+  try {
+    const uint64_t memory = total_memory();
+    return memory == 0 || size <= memory;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
 
 struct Allocator {
   void* (*aligned)(size_t size, size_t align);
@@ -61,9 +73,7 @@ void* host_alloc(size_t size, size_t align) noexcept {
   if (size > kMaxAllocation) return nullptr;
   if (align < sizeof(void*)) align = sizeof(void*);
   if (size < kHugeSize) return allocator().aligned(size, align);
-  if (const uint64_t memory = size < kAskSize ? 0 : total_memory(); memory != 0 && size > memory) {
-    return nullptr;
-  }
+  if (size >= kAskSize && !machine_has(size)) return nullptr;
   // Weights are read at memory speed from end to end: with 4 KiB pages one Zen 4 core reads 23 to
   // 26 GB/s, with 2 MiB pages 30 to 31.
   void* p = allocator().aligned(size, align < kHugePage ? kHugePage : align);

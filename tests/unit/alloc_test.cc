@@ -9,10 +9,24 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "runtime/base/os.h"
+#include "tests/support/replaced_new.h"
+
+namespace {
+
+bool no_memory = false;  // for operator new
+
+}  // namespace
+
+void* dsv3::test::replaced_new(size_t size, size_t align) {
+  if (no_memory) throw std::bad_alloc();
+  return plain_new(size, align);
+}
+void dsv3::test::replaced_delete(void* p) noexcept { std::free(p); }
 
 namespace dsv3 {
 namespace {
@@ -62,6 +76,13 @@ TEST_CASE("sizes and alignments") {
   }
   host_free(nullptr);
   CHECK_THROWS_AS(host_array<double>(SIZE_MAX / 4), std::bad_alloc);
+}
+
+TEST_CASE("a large buffer where there is no memory to ask about the machine") {
+  no_memory = true;
+  void* p = host_alloc(size_t{1} << 30);
+  no_memory = false;
+  CHECK(p == nullptr);
 }
 
 }  // namespace
