@@ -97,9 +97,11 @@ ConvertPipeline::ConvertPipeline(ConvertPlan* plan, AtomicFile* file, uint64_t d
 
 Status ConvertPipeline::run(const Progress& progress) {
   for (Record& record : plan_.records) record.hashes.assign(record.count, 0);
+  const int threads = io_threads();
+  idle_.reserve(static_cast<size_t>(threads));  // a buffer that comes back finds room
   const auto tick = [&] { return !progress || progress(done_bytes_.load(), plan_.work_bytes); };
   return parallel_for(
-      plan_.chunks.size(), io_threads(), [this](size_t i) { return do_chunk(i); }, tick);
+      plan_.chunks.size(), threads, [this](size_t i) { return do_chunk(i); }, tick);
 }
 
 Status ConvertPipeline::do_chunk(size_t index) {

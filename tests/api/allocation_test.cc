@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <functional>
 #include <new>
 
 #include "tests/api/api_support.h"
@@ -203,6 +204,51 @@ TEST_CASE("a context with a disk cache finds no memory") {
     CHECK((status == DSV3_OK || (failed && status == DSV3_E_OUT_OF_MEMORY)));
     CHECK(leaked == 0);
   }
+}
+
+TEST_CASE("what reads and writes JSON, and a conversion, find no memory") {
+  const std::string path = tiny_coder();
+  const std::string checkpoint = source_path("examples/models/tiny-coder");
+  const std::string output = scratch_folder().file("again.dsv3");
+  const ModelHandle model = open_model(path);
+  const ContextHandle context = make_context(model.get());
+  std::vector<char> buffer(1 << 20);
+  const auto sweep = [](int runs, const std::function<dsv3_status()>& call) {
+    REQUIRE(call() == DSV3_OK);
+    const int64_t before = made;
+    REQUIRE(call() == DSV3_OK);
+    const int64_t allocations = made - before;
+    for (const bool keeps : {false, true}) {
+      keeps_failing = keeps;
+      const int64_t stride = std::max<int64_t>(1, allocations / runs);
+      for (int64_t n = 0; n < allocations; n += n < runs / 2 ? 1 : stride) {
+        const int64_t live_before = live;
+        failed = false;
+        countdown = n;
+        const dsv3_status status = call();
+        countdown = -1;
+        const int64_t leaked = live - live_before;
+        INFO("allocation " << n << " of " << allocations);
+        CHECK((status == DSV3_OK || (failed && status == DSV3_E_OUT_OF_MEMORY)));
+        CHECK(leaked == 0);
+      }
+    }
+    keeps_failing = false;
+  };
+  sweep(200, [&] {
+    char* json = nullptr;
+    const dsv3_status status = dsv3_context_get_statistics_json(context.get(), &json, nullptr);
+    dsv3_string_free(json);
+    return status;
+  });
+  sweep(200, [&] {
+    uint64_t needed = 0;
+    return dsv3_model_get_json(model.get(), buffer.data(), buffer.size(), &needed, nullptr);
+  });
+  dsv3_convert_options options;
+  dsv3_convert_options_init(&options, sizeof options);
+  options.overwrite = 1;
+  sweep(60, [&] { return dsv3_convert(checkpoint.c_str(), output.c_str(), &options, nullptr); });
 }
 
 // Builds for debugging and with sanitizers check their pages after each step, which takes memory.
