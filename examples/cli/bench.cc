@@ -215,16 +215,16 @@ void run(const Options& o, Main& main) {
   char* text = nullptr;
   call([&](dsv3_error** e) { return dsv3_benchmark(&options, &text, e); });
   const Json result = Json::parse(take_text(text));
+  if (o.json) {
+    write_json(result);
+  } else {
+    print_human(result);
+  }
   if (!o.plot.empty()) {
     std::ofstream file(o.plot, std::ios::binary | std::ios::trunc);
     file << plot_of(result);
     file.close();
     if (!file) throw Failure(o.plot + ": cannot write the plot");
-  }
-  if (o.json) {
-    write_json(result);
-  } else {
-    print_human(result);
   }
 }
 

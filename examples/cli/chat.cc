@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <iostream>
 #include <memory>
 
 #include "commands.h"
@@ -120,7 +119,7 @@ bool read_turn(const Options& o, bool interactive, std::string* text) {
   bool more = true;
   for (bool first = true; more; first = false) {
     if (interactive) write_out(first ? "> " : ". ");
-    if (!std::getline(std::cin, line)) return !text->empty();
+    if (!read_line(&line)) return !text->empty();
     if (o.output.machine()) break;
     more = !line.empty() && line.back() == '\\';
     if (more) line.back() = '\n';
@@ -186,10 +185,11 @@ void run(Options& o, Main& main) {
     }
     if (!interactive && code != kExitDone) {
       main.exit_code = code;
-      return;
+      break;
     }
   }
   if (interactive) write_out("\n");
+  o.context.end_trace(context.get());
 }
 
 }  // namespace

@@ -11,8 +11,6 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iostream>
 #include <iterator>
 
 namespace cli {
@@ -181,23 +179,42 @@ void claim_standard_input() {
   claimed = true;
 }
 
-std::string read_input(const std::string& path) {
-  if (path == "-") {
-    claim_standard_input();
-    std::string text{std::istreambuf_iterator<char>(std::cin), {}};
-    if (std::cin.bad()) throw Failure("cannot read standard input");
-    return text;
-  }
-  std::FILE* file = std::fopen(path.c_str(), "rb");
-  if (file == nullptr) throw Failure(path + ": cannot open: " + std::strerror(errno));
+namespace {
+
+// Not by std::cin, which takes an error for the end.
+std::string read_all(std::FILE* file, const std::string& name) {
   std::string text;
   char buffer[65536];
   size_t got = 0;
   while ((got = std::fread(buffer, 1, sizeof buffer, file)) > 0) text.append(buffer, got);
-  const int failed = std::ferror(file) != 0 ? errno : 0;
-  std::fclose(file);
-  if (failed != 0) throw Failure(path + ": cannot read: " + std::strerror(failed));
+  if (std::ferror(file) != 0) throw Failure(name + ": cannot read: " + std::strerror(errno));
   return text;
+}
+
+}  // namespace
+
+std::string read_input(const std::string& path) {
+  if (path == "-") {
+    claim_standard_input();
+    return read_all(stdin, "standard input");
+  }
+  struct Closer {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  const std::unique_ptr<std::FILE, Closer> file(std::fopen(path.c_str(), "rb"));
+  if (file == nullptr) throw Failure(path + ": cannot open: " + std::strerror(errno));
+  return read_all(file.get(), path);
+}
+
+bool read_line(std::string* line) {
+  line->clear();
+  int c = 0;
+  while ((c = std::getc(stdin)) != EOF && c != '\n') line->push_back(static_cast<char>(c));
+  // Ctrl-C wakes a chat that waits for input: the end, as where there is none.
+  if (c == EOF && std::ferror(stdin) != 0 && errno != EINTR) {
+    throw Failure(std::string("standard input: cannot read: ") + std::strerror(errno));
+  }
+  return c != EOF || !line->empty();
 }
 
 bool is_utf8(std::string_view text) {

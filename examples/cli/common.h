@@ -182,6 +182,8 @@ CLI::Validator in_range(T low, T high) {
 void claim_standard_input();
 // The bytes of a file; "-" is standard input.
 std::string read_input(const std::string& path);
+// The next line of standard input, without its end; false at the end of the input.
+bool read_line(std::string* line);
 // Text from a user has to be UTF-8; `where` opens the message.
 void require_utf8(std::string_view text, const std::string& where);
 bool is_utf8(std::string_view text);

@@ -124,6 +124,7 @@ void run(Options& o, Main& main) {
   if (!o.output.machine() && stdout_is_terminal()) write_out("\n");
   report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
   main.exit_code = exit_code(result);
+  o.context.end_trace(context.get());
 }
 
 }  // namespace

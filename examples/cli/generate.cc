@@ -1,5 +1,6 @@
 // dsv3 generate FILE --prompt TEXT|-: goes on where a text ends.
 #include <memory>
+#include <optional>
 
 #include "commands.h"
 #include "common.h"
@@ -54,18 +55,27 @@ void run(Options& o, Main& main) {
     return dsv3_session_append_text(session.get(), prompt.data(), prompt.size(), flags, nullptr,
                                     nullptr, e);
   });
-  if (o.echo && !o.output.machine()) write_out(prompt);
-  const Generation result = generate(session.get(), options, o.output);
-  if (o.output.json) write_json(to_json(model.get(), result, o.sampling.logprobs));
-  if (!o.output.machine()) write_out("\n");
-  report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
-  main.exit_code = exit_code(result);
-  if (o.save.empty()) return;
-  // After the answer, which a save that fails leaves alone. What ended the answer does not end the
-  // save as well; another Ctrl-C does.
-  if (interrupt.is_set()) interrupt.renew();
-  const dsv3_session_io io = session_file(o.save, interrupt);
-  call([&](dsv3_error** e) { return dsv3_session_save(session.get(), &io, e); });
+  std::optional<Failure> unwritten;  // what came is kept although standard output does not take it
+  try {
+    if (o.echo && !o.output.machine()) write_out(prompt);
+    const Generation result = generate(session.get(), options, o.output);
+    if (o.output.json) write_json(to_json(model.get(), result, o.sampling.logprobs));
+    if (!o.output.machine()) write_out("\n");
+    report(model.get(), context.get(), result, o.output, o.sampling.logprobs);
+    main.exit_code = exit_code(result);
+  } catch (const Failure& failure) {
+    if (failure.status() != DSV3_OK) throw;  // the library's: there is no answer
+    unwritten = failure;
+  }
+  if (!o.save.empty()) {
+    // After the answer, which a save that fails leaves alone. What ended the answer does not end
+    // the save as well; another Ctrl-C does.
+    if (interrupt.is_set()) interrupt.renew();
+    const dsv3_session_io io = session_file(o.save, interrupt);
+    call([&](dsv3_error** e) { return dsv3_session_save(session.get(), &io, e); });
+  }
+  if (unwritten) throw *unwritten;
+  o.context.end_trace(context.get());
 }
 
 }  // namespace

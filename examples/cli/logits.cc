@@ -88,6 +88,7 @@ void run(const Options& o, Main& main) {
     write_out(format("%s: %s tokens at %s tokens/s\n", o.out.c_str(), human_count(n).c_str(),
                      human_rate(rate).c_str()));
   }
+  o.context.end_trace(context.get());
 }
 
 }  // namespace

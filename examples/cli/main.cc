@@ -1,4 +1,6 @@
 // The `dsv3` tool: everything a user does with a model from a shell, over dsv3.h alone.
+#include <signal.h>
+
 #include <algorithm>
 #include <new>
 #include <sstream>
@@ -95,6 +97,10 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // A reader that goes away, and a file that may not grow further, are errors of the write: what
+  // else there is to do, such as saving a session, is done.
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
   try {
     return run(argc, argv);
   } catch (...) {  // what not even the report of a failure survived

@@ -120,12 +120,16 @@ Context ContextOptions::create(dsv3_model* model) const {
   call([&](dsv3_error** e) { return dsv3_context_create(model, &options, &context, e); });
   Context owned(context);
   if (!trace.empty()) {
-    // Written when the context is freed.
     call([&](dsv3_error** e) {
       return dsv3_context_trace_start(context, trace.c_str(), uint64_t{256} << 20, e);
     });
   }
   return owned;
+}
+
+void ContextOptions::end_trace(dsv3_context* context) const {
+  if (trace.empty()) return;
+  call([&](dsv3_error** e) { return dsv3_context_trace_stop(context, e); });
 }
 
 void SamplingOptions::add_to(CLI::App& app) {

@@ -34,6 +34,9 @@ struct ContextOptions {
   void add_compute_to(CLI::App& app);  // threads and kernels, for what has no engine
   dsv3_context_options make() const;   // points into *this
   Context create(dsv3_model* model) const;
+  // At the end of a command: freeing the context ends the trace too, but cannot say what went
+  // wrong.
+  void end_trace(dsv3_context* context) const;
 };
 
 // Smaller types for some of the weights.

@@ -91,14 +91,15 @@ void run(const Options& o, Main& main) {
                 {"perplexity", std::exp(per_token)},
                 {"seconds", seconds},
                 {"tokens_per_second", rate}});
-    return;
+  } else {
+    write_out(
+        format("%s: %s tokens, %s bytes, %s windows of %s tokens\n"
+               "%.4f nats/token, %.4f bits/byte, perplexity %.3f (%s tokens/s)\n",
+               o.text.c_str(), human_count(tokens.size()).c_str(), human_count(text.size()).c_str(),
+               human_count(windows).c_str(), human_count(o.window).c_str(), per_token,
+               bits_per_byte, std::exp(per_token), human_rate(rate).c_str()));
   }
-  write_out(
-      format("%s: %s tokens, %s bytes, %s windows of %s tokens\n"
-             "%.4f nats/token, %.4f bits/byte, perplexity %.3f (%s tokens/s)\n",
-             o.text.c_str(), human_count(tokens.size()).c_str(), human_count(text.size()).c_str(),
-             human_count(windows).c_str(), human_count(o.window).c_str(), per_token, bits_per_byte,
-             std::exp(per_token), human_rate(rate).c_str()));
+  o.context.end_trace(context.get());
 }
 
 }  // namespace

@@ -79,6 +79,19 @@ void check(const Options& o, const dsv3_model_info& info) {
       static_cast<long long>(longest), static_cast<long long>(info.max_position_embeddings)));
 }
 
+void print_human(const Json& result) {
+  if (result.contains("idle")) print_phase("clients alone", result["idle"]);
+  if (!result.contains("loaded")) return;
+  print_phase("beside background jobs", result["loaded"]);
+  if (!result.contains("idle")) return;
+  const double before = result["idle"]["first_token_ms"]["p95"];
+  const double beside = result["loaded"]["first_token_ms"]["p95"];
+  if (before > 0) {
+    write_out(format("first token's p95 beside background jobs: %.2f times the idle one\n",
+                     beside / before));
+  }
+}
+
 void run(Options& o, Main& main) {
   main.json = o.json;
   Interrupt interrupt;
@@ -98,18 +111,10 @@ void run(Options& o, Main& main) {
   }
   if (o.json) {
     write_json(result);
-    return;
+  } else {
+    print_human(result);
   }
-  if (result.contains("idle")) print_phase("clients alone", result["idle"]);
-  if (!result.contains("loaded")) return;
-  print_phase("beside background jobs", result["loaded"]);
-  if (!result.contains("idle")) return;
-  const double before = result["idle"]["first_token_ms"]["p95"];
-  const double beside = result["loaded"]["first_token_ms"]["p95"];
-  if (before > 0) {
-    write_out(format("first token's p95 beside background jobs: %.2f times the idle one\n",
-                     beside / before));
-  }
+  o.context.end_trace(context.get());
 }
 
 }  // namespace

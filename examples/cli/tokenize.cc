@@ -1,6 +1,5 @@
 // dsv3 tokenize FILE, dsv3 detokenize FILE: JSON lines in on stdin, JSON lines out on stdout.
 #include <functional>
-#include <iostream>
 #include <memory>
 
 #include "commands.h"
@@ -19,7 +18,7 @@ struct Options {
 // Calls `convert` with every line of stdin that is not blank and prints what it returns.
 void for_each_line(const std::function<Json(const Json&)>& convert) {
   std::string line;
-  for (size_t number = 1; std::getline(std::cin, line); ++number) {
+  for (size_t number = 1; read_line(&line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = "standard input, line " + std::to_string(number);
     Json value;
@@ -35,7 +34,6 @@ void for_each_line(const std::function<Json(const Json&)>& convert) {
                     failure.retryable());
     }
   }
-  if (std::cin.bad()) throw Failure("cannot read standard input");
 }
 
 void run_tokenize(const Options& o) {

@@ -329,7 +329,44 @@ TEST_CASE("a full disk is an error, not silence") {
   CHECK(contains(result.err, "cannot write standard output"));
 }
 
+TEST_CASE("generate: a session is saved though nobody takes the answer") {
+  const std::string path = scratch_file("unread.session");
+  const std::vector<std::string> arguments = generate({"-n", "3", "-q", "--save-session", path});
+  for (const RunOptions& options :
+       {RunOptions{.output_path = "/dev/full"}, RunOptions{.no_reader = true}}) {
+    std::filesystem::remove(path);
+    const Run result = dsv3(arguments, options);
+    CHECK(result.code == 1);
+    CHECK_MESSAGE(contains(result.err, "cannot write standard output"), result.err);
+    CHECK(dsv3({"generate", tiny_coder_file(), "--load-session", path, "-n", "1"}).code == 0);
+  }
+}
+
+TEST_CASE("an input that cannot be read is an error, not its end") {
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"generate", tiny_coder_file(), "-n", "1", "--prompt", "-"},
+           {"tokenize", tiny_coder_file()},
+           {"chat", chat_model_file("v3"), "-n", "1"}}) {
+    const Run result = dsv3(arguments, {.input_path = "/"});
+    CHECK(result.code == 1);
+    CHECK_MESSAGE(contains(result.err, "standard input: cannot read: Is a directory"), result.err);
+  }
+}
+
 #ifndef DSV3_EMULATED  // the shell starts the tool itself
+TEST_CASE("a trace that cannot be written is an error, after the answer") {
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  const std::string tool = here / "../../examples/cli/dsv3";
+  std::vector<std::string> command = {"sh", "-c", "ulimit -f 1; exec \"$@\"", "sh", tool};
+  const std::vector<std::string> arguments =
+      generate({"-n", "20", "-q", "--trace", scratch_file("long.json")});
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  const Run result = run(command);
+  CHECK(result.code == 1);
+  CHECK(result.out == dsv3(generate({"-n", "20"})).out);
+  CHECK_MESSAGE(contains(result.err, "long.json: cannot write: File too large"), result.err);
+}
+
 TEST_CASE("what was closed does not become another file: the trace holds a trace alone") {
   const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
   const std::string tool = here / "../../examples/cli/dsv3";

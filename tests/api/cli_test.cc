@@ -332,6 +332,33 @@ double worst_row(const GoldenTensor& a, const GoldenTensor& b,
   return worst;
 }
 
+TEST_CASE("logits: what cannot be written leaves what was there") {
+  const TemporaryFolder folder;
+  const std::string tokens = folder.file("tokens.json"), out = folder.file("out");
+  write_bytes(tokens, "[1, 2, 3]");
+  std::filesystem::create_symlink("/dev/full", out);
+  const Run full = dsv3({"logits", tiny_coder_file(), "--tokens", tokens, "--out", out});
+  CHECK(full.code == 1);
+  CHECK_MESSAGE(contains(full.err, out + ": cannot write: No space left on device"), full.err);
+  CHECK(std::filesystem::exists(out));
+#ifndef DSV3_EMULATED  // the shell starts the tool itself
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  const std::string tool = here / "../../examples/cli/dsv3", old = folder.file("old");
+  write_bytes(old, "old");
+  const Run limited = run({"sh", "-c", "ulimit -f 1; exec \"$@\"", "sh", tool, "logits",
+                           tiny_coder_file(), "--tokens", tokens, "--out", old});
+  CHECK(limited.code == 1);
+  CHECK_MESSAGE(contains(limited.err, old + ": cannot write: File too large"), limited.err);
+  CHECK(read_bytes(old) == "old");
+  size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+    (void)entry;
+    ++files;
+  }
+  CHECK(files == 3);
+#endif
+}
+
 TEST_CASE("logits: the published code's values, through the whole library") {
   const std::string out = scratch_file("logits.safetensors");
   const auto golden = read_golden(source_path("tests/data/golden/tiny-coder.golden.safetensors"));

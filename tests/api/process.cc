@@ -82,6 +82,11 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
   const std::string in = folder.file("in"), err = folder.file("err");
   const std::string out = options.output_path.empty() ? folder.file("out") : options.output_path;
   write_bytes(in, options.input);
+  int pipe_ends[2] = {-1, -1};
+  if (options.no_reader) {
+    if (pipe2(pipe_ends, O_CLOEXEC) != 0) throw std::runtime_error("a pipe");
+    close(pipe_ends[0]);
+  }
 
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
@@ -90,8 +95,10 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
     posix_spawn_file_actions_addopen(&actions, 0, ptsname(user), O_RDWR | O_NOCTTY, 0);
     posix_spawn_file_actions_adddup2(&actions, 0, 1);
   } else {
-    posix_spawn_file_actions_addopen(&actions, 0, in.c_str(), O_RDONLY, 0);
+    const std::string& input = options.input_path.empty() ? in : options.input_path;
+    posix_spawn_file_actions_addopen(&actions, 0, input.c_str(), O_RDONLY, 0);
     posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT, 0600);
+    if (options.no_reader) posix_spawn_file_actions_adddup2(&actions, pipe_ends[1], 1);
   }
   posix_spawn_file_actions_addopen(&actions, 2, err.c_str(), O_WRONLY | O_CREAT, 0600);
   std::vector<std::string> arguments = argv;
@@ -101,6 +108,7 @@ Run run(const std::vector<std::string>& argv, const RunOptions& options) {
   const int failed = posix_spawnp(&child, arguments[0].c_str(), &actions, nullptr,
                                   pointers(&arguments).data(), pointers(&variables).data());
   posix_spawn_file_actions_destroy(&actions);
+  if (options.no_reader) close(pipe_ends[1]);
   if (failed != 0) throw std::runtime_error(argv[0] + ": " + std::strerror(failed));
 
   Run result;

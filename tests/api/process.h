@@ -17,6 +17,8 @@ struct RunOptions {
   bool terminal = false;   // standard input and output are one terminal, which does not echo
   bool interrupt_on_output = false;  // SIGINT once something came on standard output
   std::string output_path = {};      // standard output goes there instead (out stays empty)
+  bool no_reader = false;       // standard output is a pipe that nobody reads (out stays empty)
+  std::string input_path = {};  // standard input is this, a folder for example
   std::vector<std::string> environment = {};  // "NAME=value", beside this process's own
 };
 
