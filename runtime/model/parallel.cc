@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <exception>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -23,6 +22,9 @@ struct Shared {
   bool stop = false;
   size_t error_index = 0;
   Status error;
+  // Made beforehand: a thread without memory has none for them either.
+  const Status out_of_memory{Code::kOutOfMemory, "out of memory", "", /*retryable=*/true};
+  const Status internal{Code::kInternal, "an unexpected exception in a thread"};
 
   bool take(size_t* index) {
     const std::lock_guard lock(mutex);
@@ -40,13 +42,13 @@ struct Shared {
   }
 };
 
-Status call(const std::function<Status(size_t)>& body, size_t index) {
+Status call(const Shared& shared, size_t index) {
   try {
-    return body(index);
+    return (*shared.body)(index);
   } catch (const std::bad_alloc&) {
-    return {Code::kOutOfMemory, "out of memory"};
-  } catch (const std::exception& e) {
-    return make_error(Code::kInternal, "unexpected exception: %s", e.what());
+    return shared.out_of_memory;
+  } catch (...) {
+    return shared.internal;
   }
 }
 
@@ -54,7 +56,7 @@ void work(void* arg) {
   Shared& shared = *static_cast<Shared*>(arg);
   size_t index = 0;
   while (shared.take(&index)) {
-    Status status = call(*shared.body, index);
+    Status status = call(shared, index);
     if (!status.ok()) shared.fail(index, std::move(status));
   }
   const std::lock_guard lock(shared.mutex);
