@@ -74,7 +74,8 @@ void DiskCache::keep(std::span<const int32_t> tokens) noexcept {
   try {
     const std::lock_guard lock(mutex_);
     if (stop_) return;
-    if (writes_.size() == kMaxWrites) writes_.pop_front();
+    // One more than that wait where gives_way() put one back.
+    while (writes_.size() >= kMaxWrites) writes_.pop_front();
     writes_.emplace_back(tokens.begin(), tokens.end());
     work_.notify_one();
   } catch (const std::bad_alloc&) {
