@@ -82,11 +82,13 @@ class Squeezer {
 
   void skip_comment() {
     const size_t end = rest_.find("#}");
-    if (end == std::string_view::npos) {
-      out_ += "{#";  // an error: part of no known template
+    const auto is_last = [&](char c) { return end > 0 && rest_[end - 1] == c; };
+    // Without an end it is an error, and a plus keeps the white space beside it.
+    if (end == std::string_view::npos || rest_.starts_with('+') || is_last('+')) {
+      out_ += "{#";  // part of no known template
       return;
     }
-    const bool minus = end > 0 && rest_[end - 1] == '-';
+    const bool minus = is_last('-');
     rest_.remove_prefix(end + 2);
     trim_after('#', minus);
   }

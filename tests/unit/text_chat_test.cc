@@ -258,6 +258,9 @@ TEST_CASE("a template that departs from the known ones is unknown") {
   unknown(with(v3, "{{bos_token}}", "{{bos_token}} "));
   unknown(with(v3, "{{bos_token}}", "{{bos_token}}\n"));
   unknown(with(v3, "{{bos_token}}", "{{bos_token}}{% if tools %}{{tools}}{% endif %}"));
+  // A plus keeps a line break or spaces that Jinja leaves out otherwise.
+  unknown(with(v3, "{{bos_token}}", "{{bos_token}}{# first +#}\n"));
+  unknown("  {#+ first #}" + v3);
   unknown(v3 + v3);
   unknown(v3.substr(0, v3.size() - 1));
   unknown(with(test::published_template("deepseek-v2"), "{{ 'Assistant:' }}", "{{ 'AI:' }}"));
