@@ -85,7 +85,8 @@ TEST_CASE("background work gets on however many interactive requests come") {
   CHECK(interrupted);
 }
 
-// Two requests of 800 tokens each, in 15 pages of 64, whose queues are full after two events.
+// Two requests of 800 tokens each, in 15 pages of 64, whose queues are full after two events. They
+// come at the same time: otherwise the second one finds no room to begin.
 struct Crowded {
   ContextHandle context;
   Outcome expected;
@@ -103,10 +104,19 @@ struct Crowded {
     options.ignore_eos = 1;
     options.max_queued_events = 2;
     expected = generate(session_with(600).get(), options);
+    Gate gate;
+    dsv3_request_options before = request_options();
+    before.max_tokens = 1;
+    before.logits_hook = Gate::hook;  // holds the engine until both are there
+    before.logits_hook_user = &gate;
+    const SessionHandle session = session_with(1, context.get());
+    const RequestHandle request = start(session.get(), before);
+    while (!gate.inside) std::this_thread::yield();
     for (int i = 0; i < 2; ++i) {
       sessions[i] = session_with(600, context.get());
       requests[i] = start(sessions[i].get(), options);
     }
+    gate.open = true;
   }
   dsv3_context_statistics statistics() const {
     dsv3_context_statistics s;
