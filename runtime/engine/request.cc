@@ -212,10 +212,13 @@ void Request::found_cached(int64_t tokens) {
   statistics_.cached_tokens += static_cast<uint64_t>(tokens);
 }
 
-bool Request::account(RequestStatistics* out) const {
-  *out = statistics();
-  out->pages = most_pages;
-  out->preemptions = preemptions;
+bool Request::account(RequestStatistics* out) {
+  const std::lock_guard lock(statistics_mutex_);
+  statistics_.total_ns = std::max<uint64_t>(1, elapsed(start_ns_, monotonic_ns()));
+  if (!began_) statistics_.queue_ns = statistics_.total_ns;
+  statistics_.pages = most_pages;
+  statistics_.preemptions = preemptions;
+  *out = statistics_;
   return true;
 }
 
@@ -431,14 +434,7 @@ void Request::finished(Finish* finish) noexcept {
     finish->reason = FinishReason::kError;
     finish->status = session().engine()->out_of_memory();
   }
-  {
-    const std::lock_guard lock(statistics_mutex_);
-    statistics_.total_ns = std::max<uint64_t>(1, elapsed(start_ns_, monotonic_ns()));
-    if (!began_) statistics_.queue_ns = statistics_.total_ns;
-    statistics_.pages = most_pages;
-    statistics_.preemptions = preemptions;
-    final_.statistics = statistics_;
-  }
+  final_.statistics = statistics();
   final_.kind = EventKind::kFinished;
   final_.reason = finish->reason;
   final_.status = finish->status;

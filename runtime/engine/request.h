@@ -80,7 +80,7 @@ class Request final : public Task {
     speculator_.mtp_drafted(experience, guesses, ns, others);
   }
   void started(int64_t now_ns) override;
-  bool account(RequestStatistics* out) const override;
+  bool account(RequestStatistics* out) override;
   Status commit(const StepRun& run, Finish* finish) override;
   void finished(Finish* finish) noexcept override;
 

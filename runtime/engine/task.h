@@ -128,8 +128,9 @@ class Task {
                            double /*ns*/, int64_t /*others*/) {}
   // Under the engine's mutex, before the session is free for others.
   virtual void settle(bool /*success*/) noexcept {}
-  // What a request tells about itself, for the context's sums; evaluations say nothing.
-  virtual bool account(RequestStatistics* /*out*/) const { return false; }
+  // Once, at the end: what a request tells about itself from then on, for the context's sums;
+  // evaluations say nothing.
+  virtual bool account(RequestStatistics* /*out*/) { return false; }
   // Once, after settle(), without the mutex: tells the owner.
   virtual void finished(Finish* finish) noexcept = 0;
 
