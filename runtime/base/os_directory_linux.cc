@@ -24,7 +24,8 @@ Status directory_error(const std::string& path, const char* action, int error) {
   char buffer[128];
   const char* text = strerror_r(error, buffer, sizeof buffer);  // GNU's
   const Code code = error == ENOENT ? Code::kNotFound : Code::kIo;
-  return make_error(code, "%s: cannot %s: %s", path.c_str(), action, text);
+  return Status(code, format("%s: cannot %s: %s", path.c_str(), action, text), /*field=*/"",
+                may_pass(error));
 }
 
 class Descriptor {

@@ -40,7 +40,8 @@ Status io_error(const std::string& path, const char* action, int error) {
   const Code code = error == ENOENT   ? Code::kNotFound
                     : error == ENOMEM ? Code::kOutOfMemory
                                       : Code::kIo;
-  return make_error(code, "%s: cannot %s: %s", path.c_str(), action, system_text(error).c_str());
+  return Status(code, format("%s: cannot %s: %s", path.c_str(), action, system_text(error).c_str()),
+                /*field=*/"", may_pass(error));
 }
 
 FileIdentity identity_of(const struct stat& st) {
@@ -447,8 +448,9 @@ Result<Thread> Thread::start(const char* name, void (*body)(void*), void* arg) {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (error != 0) {
     thread.impl_.reset();
-    return make_error(Code::kOutOfMemory, "cannot start thread %s: %s", name,
-                      system_text(error).c_str());
+    return Status(Code::kOutOfMemory,
+                  format("cannot start thread %s: %s", name, system_text(error).c_str()),
+                  /*field=*/"", may_pass(error));
   }
   return thread;
 }

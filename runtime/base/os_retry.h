@@ -1,5 +1,5 @@
-// A call that a signal of the host's interrupts is made again. Files of networks and of user space
-// let even open() and fsync() wait. Used by base/ alone.
+// Failures of system calls that pass. A call that a signal of the host's interrupts is made again:
+// files of networks and of user space let even open() and fsync() wait. Used by base/ alone.
 #pragma once
 
 #include <errno.h>
@@ -12,6 +12,21 @@ auto uninterrupted(Call call) {
   auto result = call();
   while (result == -1 && errno == EINTR) result = call();
   return result;
+}
+
+// May the same call succeed later, without a change of it? What is short now may be freed.
+inline bool may_pass(int error) {
+  switch (error) {
+    case EAGAIN:
+    case EDQUOT:
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+    case ENOSPC:
+      return true;
+    default:
+      return false;
+  }
 }
 
 }  // namespace dsv3

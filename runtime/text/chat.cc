@@ -328,6 +328,11 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
                                            std::span<const ChatMessage> messages,
                                            const ChatOptions& options) {
   for (size_t i = 0; i < messages.size(); ++i) DSV3_TRY(check_message(messages[i], i));
+  if (t == ChatTemplate::kUnknown) {
+    return make_error(Code::kUnsupported,
+                      "the model's chat template is none of those that are rendered, which are "
+                      "DeepSeek-V2's, V3's, R1's and V3.1's");
+  }
   const ThoughtFormat* thoughts = thought_format(t);
   const TurnFormat* turns = turn_format(t);
   if (options.thinking && thoughts == nullptr && (turns == nullptr || !turns->strips_thought)) {
@@ -345,11 +350,6 @@ Result<std::vector<ChatPiece>> render_chat(ChatTemplate t, const Tokenizer& toke
     render_system(messages, true, &out);
     render_v31(*thoughts, messages, options, &out);
     return out.take();
-  }
-  if (t == ChatTemplate::kUnknown) {
-    return make_error(Code::kUnsupported,
-                      "the model's chat template is none of those that are rendered, which are "
-                      "DeepSeek-V2's, V3's, R1's and V3.1's");
   }
   if (turns == nullptr) return make_error(Code::kUnsupported, "the model has no chat template");
   render_system(messages, turns->joins_system, &out);

@@ -10,8 +10,9 @@ namespace {
 constexpr uint64_t kMaxTemplateBytes = 4 << 20;
 
 struct Found {
-  std::string text;   // Jinja; empty: the checkpoint carries none
-  std::string where;  // the file
+  std::string text;    // Jinja; empty: the checkpoint carries none
+  std::string where;   // the file
+  bool named = false;  // a list of named templates, none of which is the default
 };
 
 // A template as JSON holds it: a string, or a list of named ones of which "default" counts.
@@ -29,9 +30,10 @@ Status from_json(const Json& value, Found* found) {
         return {};
       }
     }
+    found->named = !value.empty();
+    return {};
   }
-  return make_error(Code::kCorrupt,
-                    "%s: chat_template is %s, expected a text or a list with one named default",
+  return make_error(Code::kCorrupt, "%s: chat_template is %s, expected a text or a list",
                     found->where.c_str(), value.type_name());
 }
 
@@ -51,7 +53,7 @@ Result<Found> find_template(const std::string& dir) {
     const Json& config = *document;
     if (!config.is_object() || !config.contains("chat_template")) continue;
     DSV3_TRY(from_json(config["chat_template"], &found));
-    if (!found.text.empty()) return found;
+    if (!found.text.empty() || found.named) return found;
   }
   return found;
 }
@@ -63,6 +65,7 @@ Result<Found> find_template(const std::string& dir) {
 // for V3's and rendered it wrongly.
 Result<ChatTemplate> detect_chat_template(const std::string& checkpoint_dir) {
   DSV3_ASSIGN(const Found found, find_template(checkpoint_dir));
+  if (found.named) return ChatTemplate::kUnknown;
   if (found.text.empty()) return ChatTemplate::kNone;
   const std::string whole = squeeze_jinja(found.text);
   const std::string_view text = without_prologue(whole);

@@ -192,9 +192,12 @@ TEST_CASE("convert: a chat template that is not known costs the chat alone") {
   CHECK(dsv3({"generate", out, "--prompt", "import", "-n", "2", "--ignore-eos"}).code == 0);
   RunOptions said;
   said.input = "hello\n";
-  const Run chat = dsv3({"chat", out}, said);
-  CHECK(chat.code == 1);
-  CHECK(contains(chat.err, "none of those that are rendered"));
+  for (const std::vector<std::string>& chat :
+       std::vector<std::vector<std::string>>{{"chat", out}, {"chat", out, "--thinking"}}) {
+    const Run answer = dsv3(chat, said);
+    CHECK(answer.code == 1);
+    CHECK(contains(answer.err, "none of those that are rendered"));
+  }
 }
 
 TEST_CASE("convert: what it says, what it refuses") {

@@ -35,6 +35,22 @@ TEST_CASE("only regular files open, and nothing blocks") {
   CHECK(File::open("/dev/null").status().message().find("is a device") != std::string::npos);
 }
 
+TEST_CASE("what is short now may be tried again, what is wrong may not") {
+  const std::string path = test::source_path("README.md");
+  rlimit before, none;
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  none = {0, before.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const Status short_of = File::open(path).status();
+  const Status directory = PrivateDirectory::open(path + ".none", /*make=*/false).status();
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(short_of.message() == path + ": cannot open: Too many open files");
+  CHECK(short_of.retryable());
+  CHECK(directory.retryable());
+  CHECK(File::open(path).ok());
+  CHECK(!File::open(path + ".none").status().retryable());
+}
+
 TEST_CASE("reads are whole or an error") {
   const test::TemporaryFolder folder;
   test::write_bytes(folder.file("a"), "0123456789");

@@ -198,6 +198,8 @@ TEST_CASE("where a checkpoint's template is looked for") {
   CHECK(config(v2).value() == ChatTemplate::kV2);
   CHECK(config({{{"name", "rag"}, {"template", "x"}}, {{"name", "default"}, {"template", v2}}})
             .value() == ChatTemplate::kV2);
+  CHECK(config({{{"name", "rag"}, {"template", v2}}}).value() == ChatTemplate::kUnknown);
+  CHECK(config(nlohmann::json::array()).value() == ChatTemplate::kNone);
   CHECK(config(7).status().code() == Code::kCorrupt);
   test::write_bytes(folder.file("chat_template.json"), "{}");
   CHECK(config(v2).value() == ChatTemplate::kV2);
