@@ -290,6 +290,7 @@ void Engine::gather_rows(StepPlan* plan) {
     const auto before = static_cast<int32_t>(part.logits_begin - part.begin);
     part.head_begin = step_logits_->add(part.row_begin + before, part.row_begin + part.rows());
   }
+  plan->rows = static_cast<int32_t>(step_tokens_.size());  // fewer than planned: pages were short
 }
 
 void Engine::run_step(StepPlan* plan) {
