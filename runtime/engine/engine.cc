@@ -95,16 +95,20 @@ Engine::Engine(std::shared_ptr<const Model> model, const EngineOptions& options)
       deadline_(Code::kDeadline, "the request's deadline passed", "deadline_ms") {}
 
 Result<std::shared_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model,
-                                               const EngineOptions& options) {
+                                               const EngineOptions& options,
+                                               std::unique_ptr<kernels::Device> device) {
   DSV3_TRY(options.validate());
   std::shared_ptr<Engine> engine(new Engine(std::move(model), options));
+  engine->device_ = std::move(device);
   DSV3_TRY(engine->start());
   return engine;
 }
 
 Status Engine::start() {
   const ModelConfig& config = model_->config();
-  DSV3_ASSIGN(device_, kernels::make_device(device_options(options_)));
+  if (device_ == nullptr) {
+    DSV3_ASSIGN(device_, kernels::make_device(device_options(options_)));
+  }
   const int32_t chunk = chunk_of(options_);
   DSV3_ASSIGN(forward_, ForwardModel::create(model_, device_.get(), std::max(chunk, kMaxBatch),
                                              kMaxBatch, options_.expand_prompts));

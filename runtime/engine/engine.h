@@ -87,8 +87,10 @@ struct MemoryEstimate {
 
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
+  // `device`: instead of one that the options describe, for tests.
   static Result<std::shared_ptr<Engine>> create(std::shared_ptr<const Model> model,
-                                                const EngineOptions& options);
+                                                const EngineOptions& options,
+                                                std::unique_ptr<kernels::Device> device = nullptr);
   // What create() would need.
   static Result<MemoryEstimate> estimate(const Model& model, const EngineOptions& options);
   ~Engine();
