@@ -372,31 +372,3 @@ TEST_CASE("statistics do not wait for the step in flight") {
   finish(request.get());
   CHECK_FALSE(gate.gave_up);
 }
-
-TEST_CASE("a slow consumer that makes room interrupts worse work like a new request") {
-  const ContextHandle context = make_context(shared().model.get());
-  dsv3_request_options slow = plain(40);
-  slow.max_queued_events = 1;
-  const SessionHandle session = session_with(50, context.get());
-  const RequestHandle request = start(session.get(), slow);
-  dsv3_event event;
-  event.struct_size = sizeof event;
-  const auto begin = std::chrono::steady_clock::now();
-  for (int i = 0; i < 4; ++i) {
-    REQUIRE(dsv3_request_next(request.get(), 5000, &event, nullptr) == DSV3_OK);
-  }
-  // Slow beside what a token takes here, or it would be served without a pause.
-  const auto pause = std::chrono::milliseconds(2) + (std::chrono::steady_clock::now() - begin);
-  std::this_thread::sleep_for(10 * pause);
-  const SessionHandle long_one = session_with(1900, context.get());
-  dsv3_request_options worse = plain(1);
-  worse.priority = DSV3_PRIORITY_BACKGROUND;
-  const RequestHandle background = start(long_one.get(), worse);
-  for (int i = 0; i < 15; ++i) {
-    std::this_thread::sleep_for(pause);
-    REQUIRE(dsv3_request_next(request.get(), 5000, &event, nullptr) == DSV3_OK);
-  }
-  finish(background.get());
-  dsv3_request_cancel(request.get());
-  CHECK(statistics_of(context.get()).steps_abandoned > 2);
-}
