@@ -13,17 +13,39 @@ using namespace dsv3::test::requests;  // NOLINT
 using Clock = std::chrono::steady_clock;
 
 TEST_CASE("interactive requests come before background ones") {
-  const SessionHandle background = session_with(1900), interactive = session_with(60);
+  const SessionHandle before = session_with(1), background = session_with(1900),
+                      interactive = session_with(60);
   dsv3_request_options options = request_options();
-  options.max_tokens = 4;
   options.ignore_eos = 1;
+  options.speculation = DSV3_SPECULATION_OFF;
+  Gate gate;  // holds the engine until both are there
+  options.max_tokens = 1;
+  options.logits_hook = Gate::hook;
+  options.logits_hook_user = &gate;
+  const RequestHandle holds = start(before.get(), options);
+  while (!gate.inside) std::this_thread::yield();
+  options.max_tokens = 4;
+  options.logits_hook = nullptr;
   options.priority = DSV3_PRIORITY_BACKGROUND;
   const RequestHandle first = start(background.get(), options);
+  // What is computed of the background one when the other one has each of its tokens.
+  struct Look {
+    const dsv3_session* session;
+    std::vector<uint64_t> computed;
+  } look{background.get(), {}};
   options.priority = DSV3_PRIORITY_INTERACTIVE;
+  options.logits_hook_user = &look;
+  options.logits_hook = [](void* user, float*, uint64_t, const int32_t*, uint64_t) {
+    auto* self = static_cast<Look*>(user);
+    self->computed.push_back(dsv3_session_computed(self->session));
+  };
   const RequestHandle second = start(interactive.get(), options);
-  finish(second.get());
-  CHECK(dsv3_session_computed(background.get()) < 1900);
+  gate.open = true;
+  CHECK(finish(second.get()).tokens.size() == 4);
+  REQUIRE(look.computed.size() == 4);
+  CHECK(look.computed.back() <= 4);  // a few rows beside the other one's
   CHECK(finish(first.get()).tokens.size() == 4);
+  CHECK_FALSE(gate.gave_up);
 }
 
 // Background work beside requests that come one after another. Were its steps interrupted as often
