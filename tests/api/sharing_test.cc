@@ -48,6 +48,47 @@ TEST_CASE("interactive requests come before background ones") {
   CHECK_FALSE(gate.gave_up);
 }
 
+TEST_CASE("a completion's deadline counts from its call, not from its turn") {
+  using std::chrono::milliseconds;
+  const ContextHandle context = make_context(shared().model.get());
+  const auto complete = [&](const dsv3_request_options& options, Error* error) {
+    char* text = nullptr;
+    const dsv3_status status = dsv3_complete(context.get(), "def f", DSV3_NUL_TERMINATED, nullptr,
+                                             0, &options, &text, nullptr, error->out());
+    dsv3_string_free(text);
+    return status;
+  };
+  Gate gate;
+  dsv3_request_options options = request_options();
+  options.ignore_eos = 1;
+  options.max_tokens = 1;
+  options.logits_hook = Gate::hook;
+  options.logits_hook_user = &gate;
+  std::thread before([&] {
+    Error error;
+    CHECK(complete(options, &error) == DSV3_OK);
+  });
+  while (!gate.inside) std::this_thread::yield();
+  std::thread opener([&] {
+    std::this_thread::sleep_for(milliseconds(1500));
+    gate.open = true;
+  });
+  // It would come to its end long before its deadline, were that counted from its turn.
+  auto until = Clock::now() + milliseconds(1800);
+  dsv3_request_options late = options;
+  late.max_tokens = 20;
+  late.deadline_ms = 500;
+  late.logits_hook_user = &until;
+  late.logits_hook = [](void* user, float*, uint64_t, const int32_t*, uint64_t) {
+    std::this_thread::sleep_until(*static_cast<Clock::time_point*>(user));
+  };
+  Error error;
+  CHECK(complete(late, &error) == DSV3_E_DEADLINE);
+  CHECK(error.field() == "deadline_ms");
+  opener.join();
+  before.join();
+}
+
 // Background work beside requests that come one after another. Were its steps interrupted as often
 // as they are where the next request is there as soon as the last one is done?
 bool interrupts_background(const dsv3_request_options& two, const Outcome& expected) {
