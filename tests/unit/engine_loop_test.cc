@@ -219,6 +219,8 @@ TEST_CASE("a slow consumer that makes room interrupts worse work like a new requ
   });
   CHECK(Probed::finish(other.get()).last.reason == FinishReason::kMaxTokens);
   CHECK(f.engine->statistics().steps_abandoned == layers - 1);
+  request->cancel_now();  // its last step may still run, which uses what goes here
+  CHECK(Probed::finish(request.get()).last.reason == FinishReason::kCancelled);
 }
 
 // Two prompts of ten pages each in fifteen pages, which are computed in turns: the second one gives
