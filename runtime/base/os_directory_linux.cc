@@ -23,7 +23,9 @@ constexpr useconds_t kLockPollUs = 1000;
 Status directory_error(const std::string& path, const char* action, int error) {
   char buffer[128];
   const char* text = strerror_r(error, buffer, sizeof buffer);  // GNU's
-  const Code code = error == ENOENT ? Code::kNotFound : Code::kIo;
+  const Code code = error == ENOENT   ? Code::kNotFound
+                    : error == ENOMEM ? Code::kOutOfMemory
+                                      : Code::kIo;
   return Status(code, format("%s: cannot %s: %s", path.c_str(), action, text), /*field=*/"",
                 may_pass(error));
 }
