@@ -34,6 +34,14 @@ Status make_error(Code code, const char* fmt, ...) {
   return Status(code, std::move(message));
 }
 
+Status make_memory_error(const char* fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  std::string message = vformat(fmt, args);
+  va_end(args);
+  return Status(Code::kOutOfMemory, std::move(message), /*field=*/"", /*retryable=*/true);
+}
+
 Status make_field_error(Code code, const char* field, const char* fmt, ...) {
   va_list args;
   va_start(args, fmt);

@@ -65,6 +65,8 @@ inline Status ok_status() { return {}; }
 // printf-style constructors: `return invalid("top_p", "top_p is %g, expected 0 < top_p <= 1", p);`
 [[gnu::format(printf, 1, 2)]] std::string format(const char* fmt, ...);
 [[gnu::format(printf, 2, 3)]] Status make_error(Code code, const char* fmt, ...);
+// kOutOfMemory for an allocation that failed; retryable, since what is short now may be freed.
+[[gnu::format(printf, 1, 2)]] Status make_memory_error(const char* fmt, ...);
 [[gnu::format(printf, 3, 4)]] Status make_field_error(Code code, const char* field, const char* fmt,
                                                       ...);
 

@@ -43,8 +43,8 @@ Status PagePool::grow() {
   reserve_more(&free_, total);
   const kernels::Dev<std::byte> slab = device_->alloc(static_cast<size_t>(pages) * page_bytes_);
   if (!slab) {
-    return make_error(Code::kOutOfMemory, "no memory for %lld cache pages of %zu bytes",
-                      static_cast<long long>(pages), page_bytes_);
+    return make_memory_error("no memory for %lld cache pages of %zu bytes",
+                             static_cast<long long>(pages), page_bytes_);
   }
   slabs_.push_back(slab);
   for (int64_t i = 0; i < pages; ++i) {

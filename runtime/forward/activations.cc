@@ -51,8 +51,8 @@ Status DeviceFloats::allocate(kernels::Device* device, size_t count) {
   if (count == 0) return {};
   const kernels::Dev<std::byte> p = device->alloc(count * sizeof(float));
   if (!p) {
-    return make_error(Code::kOutOfMemory, "no device memory for %zu bytes of activations",
-                      count * sizeof(float));
+    return make_memory_error("no device memory for %zu bytes of activations",
+                             count * sizeof(float));
   }
   device_ = device;
   data_ = kernels::Dev<float>(reinterpret_cast<float*>(p.get()));

@@ -22,7 +22,7 @@ Status BoundWeights::bind_bytes(const void* host, size_t bytes, Dev<const std::b
   bindings_.emplace_back();  // before the binding: what cannot be remembered must not be made
   *out = device_->bind(host, bytes);
   if (!*out) {
-    return make_error(Code::kOutOfMemory, "no device memory for %zu bytes of weights", bytes);
+    return make_memory_error("no device memory for %zu bytes of weights", bytes);
   }
   bindings_.back() = *out;
   return {};

@@ -86,8 +86,7 @@ Status Lanes::create(kernels::Device* device, const ModelConfig& config, int32_t
   lanes_ = std::move(lanes);
   return {};
 } catch (const std::bad_alloc&) {
-  return make_error(Code::kOutOfMemory, "no memory for %d lanes of %d rows", device->threads(),
-                    kRows);
+  return make_memory_error("no memory for %d lanes of %d rows", device->threads(), kRows);
 }
 
 uint64_t Lanes::bytes(const kernels::Device& device, const ModelConfig& config, int threads) {

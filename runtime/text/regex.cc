@@ -115,7 +115,7 @@ Result<Regex> Regex::build(const std::string& translated, std::string_view shown
   regex.rep_->where = where;
   const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
       pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
-  if (context == nullptr) return make_error(Code::kOutOfMemory, "out of memory");
+  if (context == nullptr) return make_memory_error("out of memory");
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   // MULTILINE: in Ruby's syntax ^ and $ always mean lines.
   constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE |
@@ -125,6 +125,7 @@ Result<Regex> Regex::build(const std::string& translated, std::string_view shown
   PCRE2_SIZE offset = 0;
   regex.rep_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()),
                                    translated.size(), kOptions, &code, &offset, context.get());
+  if (code == PCRE2_ERROR_HEAP_FAILED) return make_memory_error("out of memory");
   if (regex.rep_->code == nullptr) {
     char reason[256] = "";
     pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(reason), sizeof(reason));
@@ -196,13 +197,13 @@ int Regex::find_slowly(std::string_view subject, size_t start, Scratch* scratch)
 }
 
 Status Regex::error(int code) const {
+  if (code == PCRE2_ERROR_NOMEMORY) return make_memory_error("out of memory");
   char reason[256] = "out of time";
   if (code != kOutOfTime) {
     pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(reason), sizeof(reason));
   }
-  return make_error(code == PCRE2_ERROR_NOMEMORY ? Code::kOutOfMemory : Code::kCapacity,
-                    "%s: pattern \"%s\" needs too much work on this text: %s", rep_->where.c_str(),
-                    utf8_prefix(rep_->shown, 200).c_str(), reason);
+  return make_error(Code::kCapacity, "%s: pattern \"%s\" needs too much work on this text: %s",
+                    rep_->where.c_str(), utf8_prefix(rep_->shown, 200).c_str(), reason);
 }
 
 }  // namespace dsv3

@@ -118,7 +118,7 @@ Status Tokenizer::encode_parts(std::span<const TextPart> parts, std::vector<int3
   size_t text_size = 0;
   for (const TextPart& part : parts) text_size += part.text.size();
   Regex::Scratch scratch(text_size);
-  if (!scratch.ok()) return make_error(Code::kOutOfMemory, "out of memory");
+  if (!scratch.ok()) return make_memory_error("out of memory");
   std::deque<std::string> repaired;  // what parts that are not UTF-8 became
   // Alternating texts and tokens; neighbouring texts are joined before they are encoded.
   std::vector<AddedTokens::Part> pieces;
