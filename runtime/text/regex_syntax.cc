@@ -4,7 +4,9 @@
 //
 // What is written out, because the two disagree
 //   \s \S  the property White_Space (PCRE2 adds U+180E)
-//   \w \W  Alphabetic, marks, decimal digits and connector punctuation (PCRE2: L, N and _)
+//   \w \W  Alphabetic, marks, decimal digits and connector punctuation (PCRE2: L, N and _); outside
+//          brackets, where Oniguruma looks Latin-1 up in a table of its own, superscripts and
+//          fractions of it too
 //   \p{Han} ...  the script itself (PCRE2: script extensions)
 //   {,n}   at most n (PCRE2 10.42: literal text)
 // and what both understand alike: alternation, groups, look-around, greedy, lazy and (after ? * +)
@@ -119,6 +121,7 @@ constexpr std::string_view kSpaceSet =
     "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"
     "\\x{3000}";
 constexpr std::string_view kWordSet = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::string_view kLatinNumbers = "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_alnum(char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
@@ -337,16 +340,16 @@ class Translator {
       at_ += 2;
       return Set{std::move(inside), std::move(outside)};
     };
-    const std::string space(kSpaceSet), word(kWordSet);
+    const std::string space(kSpaceSet), word(kWordSet), alone = word + std::string(kLatinNumbers);
     switch (c) {
       case 's':
         return take(space, "[" + space + "]");
       case 'S':
         return take("\\P{White_Space}", "[^" + space + "]");
       case 'w':
-        return take(word, "[" + word + "]");
+        return take(word, "[" + alone + "]");
       case 'W':
-        return take("", "[^" + word + "]");
+        return take("", "[^" + alone + "]");
       case 'd':
         return take("\\p{Nd}", "\\p{Nd}");
       case 'D':

@@ -170,9 +170,12 @@ TEST_CASE("sets and properties mean what they mean in Oniguruma") {
   CHECK(isolated("\\S+", "a\xE1\xA0\x8E z") == Words{"a\xE1\xA0\x8E", " ", "z"});
   CHECK(isolated("[^\\S\\n]+", "a \t\nb") == Words{"a", " \t", "\nb"});
   CHECK(isolated("\\d+", "a1٣²b") == Words{"a", "1٣", "²b"});
-  // Marks and connectors are word characters, superscripts are not.
-  CHECK(isolated("\\w+", "e\xCC\x81_‿²x") == Words{"e\xCC\x81_‿", "²", "x"});
-  CHECK(isolated("\\W+", "a²b") == Words{"a", "²", "b"});
+  // Marks and connectors are word characters; superscripts and fractions are those of Latin-1, and
+  // not inside brackets.
+  CHECK(isolated("\\w+", "e\xCC\x81_‿⁴x") == Words{"e\xCC\x81_‿", "⁴", "x"});
+  CHECK(isolated("\\w+", "a²³¹¼½¾b·⅓c") == Words{"a²³¹¼½¾b", "·⅓", "c"});
+  CHECK(isolated("\\W+", "a²b⁴c") == Words{"a²b", "⁴", "c"});
+  CHECK(isolated("[\\w]+", "a²b") == Words{"a", "²", "b"});
   CHECK(isolated("\\p{Han}+", "a中文、b") == Words{"a", "中文", "、b"});
   CHECK(isolated("\\p{^L}+", "a12b") == Words{"a", "12", "b"});
   CHECK(isolated("\\P{L}+", "a12b") == Words{"a", "12", "b"});
