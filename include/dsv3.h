@@ -459,7 +459,9 @@ DSV3_API void dsv3_session_free(dsv3_session *session);
 /* All of these add to the sequence at once and compute nothing: a request or an evaluation does.
  * *length (may be NULL) receives the sequence's new length, *kept (may be NULL) how many of the old
  * tokens stayed. A sequence that would exceed max_position_embeddings is DSV3_E_CAPACITY, an id outside
- * the vocabulary DSV3_E_INVALID_ARGUMENT; the session is unchanged then. */
+ * the vocabulary DSV3_E_INVALID_ARGUMENT; the session is unchanged then. Each text is tokenized by
+ * itself: one that is appended in pieces becomes other tokens than the whole, mostly at the seams, and a
+ * character that was cut becomes U+FFFD. */
 DSV3_API dsv3_status dsv3_session_append_tokens(dsv3_session *session, const int32_t *tokens,
                                                 uint64_t count, uint32_t flags, uint64_t *length,
                                                 uint64_t *kept, dsv3_error **error);
