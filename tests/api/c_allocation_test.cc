@@ -80,7 +80,7 @@ int fail_each(const std::function<dsv3_status(dsv3_error**)>& call) {
 }  // namespace
 
 TEST_CASE("opening a model") {
-  const std::string path = tiny_coder();
+  const std::string& path = tiny_coder();
   const int errors = fail_each([&](dsv3_error** e) {
     dsv3_model* model = nullptr;
     const dsv3_status status = dsv3_model_open(path.c_str(), nullptr, &model, e);
