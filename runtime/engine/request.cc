@@ -259,8 +259,8 @@ Status Request::sample(const StepRun& run, int64_t position) {
   DSV3_TRY(run.logits(position, &logits));
   LogitsHook hook;
   if (options_.logits_hook != nullptr) hook = {run_hook, this};
-  const Status status = run.sampler->sample(options_.sampling, session().state().tokens, logits,
-                                            row, hook, &sampled_);
+  Status status = run.sampler->sample(options_.sampling, session().state().tokens, logits, row,
+                                      hook, &sampled_);
   run.experience->committed.hook_ns += std::exchange(hook_ns_, 0);
   return status;
 }
