@@ -115,6 +115,7 @@ void AttentionJob::choose_rows(int32_t most_rows) {
     best_step = row_step;
     best = load();
   }
+  if (row_step == best_step) return;
   row_step = best_step;
   choose_heads();
 }

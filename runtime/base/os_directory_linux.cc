@@ -10,7 +10,7 @@
 
 #include "runtime/base/os.h"
 #include "runtime/base/os_directory.h"
-#include "runtime/base/os_retry.h"
+#include "runtime/base/os_error.h"
 #include "runtime/base/os_write.h"
 
 namespace dsv3 {
@@ -19,16 +19,6 @@ namespace {
 constexpr char kLockName[] = ".lock";
 constexpr char kTemporaryPrefix[] = ".tmp-";
 constexpr useconds_t kLockPollUs = 1000;
-
-Status directory_error(const std::string& path, const char* action, int error) {
-  char buffer[128];
-  const char* text = strerror_r(error, buffer, sizeof buffer);  // GNU's
-  const Code code = error == ENOENT   ? Code::kNotFound
-                    : error == ENOMEM ? Code::kOutOfMemory
-                                      : Code::kIo;
-  return Status(code, format("%s: cannot %s: %s", path.c_str(), action, text), /*field=*/"",
-                may_pass(error));
-}
 
 class Descriptor {
  public:
@@ -53,7 +43,7 @@ Status write_all(int fd, std::span<const std::byte> bytes, const std::string& pa
     const int64_t n = write_file(fd, bytes.data(), bytes.size());
     if (n < 0) {
       if (errno == EINTR) continue;
-      return directory_error(path, "write", errno);
+      return io_error(path, "write", errno);
     }
     bytes = bytes.subspan(static_cast<size_t>(n));
   }
@@ -85,7 +75,7 @@ Result<PrivateDirectory> PrivateDirectory::open(const std::string& path, bool ma
     return make_error(Code::kInvalidArgument, "path is empty or has a NUL byte in it");
   }
   if (make && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
-    return directory_error(path, "make the directory", errno);
+    return io_error(path, "make the directory", errno);
   }
   Descriptor fd(uninterrupted(
       [&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC); }));
@@ -95,9 +85,9 @@ Result<PrivateDirectory> PrivateDirectory::open(const std::string& path, bool ma
     if (::lstat(path.c_str(), &st) == 0 && S_ISLNK(st.st_mode)) {
       return make_error(Code::kIo, "%s: is a symbolic link, expected a directory", path.c_str());
     }
-    return directory_error(path, "open the directory", error);
+    return io_error(path, "open the directory", error);
   }
-  if (::fstat(fd.get(), &st) != 0) return directory_error(path, "look at the directory", errno);
+  if (::fstat(fd.get(), &st) != 0) return io_error(path, "look at the directory", errno);
   if (st.st_uid != ::geteuid()) {
     return make_error(Code::kIo, "%s: belongs to user %u, expected this process's user, %u",
                       path.c_str(), static_cast<unsigned>(st.st_uid),
@@ -120,11 +110,11 @@ Result<PrivateDirectory::Lock> PrivateDirectory::lock(int64_t wait_ns) const {
   // Its own description each time: threads of one process exclude each other too. Not by a call
   // that waits: a holder that was stopped in a debugger would stop everybody.
   Descriptor fd(open_at(fd_, kLockName, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (fd.get() < 0) return directory_error(path_, "open its lock", errno);
+  if (fd.get() < 0) return io_error(path_, "open its lock", errno);
   const int64_t until = monotonic_ns() + wait_ns;
   while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EINTR) continue;
-    if (errno != EWOULDBLOCK) return directory_error(path_, "lock it", errno);
+    if (errno != EWOULDBLOCK) return io_error(path_, "lock it", errno);
     if (monotonic_ns() >= until) {
       return Status(Code::kBusy,
                     format("%s/%s: another process or thread has held this lock for %lld ms",
@@ -139,7 +129,7 @@ Result<PrivateDirectory::Lock> PrivateDirectory::lock(int64_t wait_ns) const {
 Result<std::vector<PrivateDirectory::Entry>> PrivateDirectory::list() const {
   Descriptor fd(open_at(fd_, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   DIR* dir = fd.get() < 0 ? nullptr : ::fdopendir(fd.get());
-  if (dir == nullptr) return directory_error(path_, "list", errno);
+  if (dir == nullptr) return io_error(path_, "list", errno);
   fd.release();  // closedir closes it
   struct Closer {
     DIR* dir;
@@ -155,7 +145,7 @@ Result<std::vector<PrivateDirectory::Entry>> PrivateDirectory::list() const {
     struct stat st;
     if (::fstatat(fd_, item->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
       if (errno == ENOENT) continue;  // gone meanwhile
-      return directory_error(path_ + "/" + item->d_name, "look at", errno);
+      return io_error(path_ + "/" + item->d_name, "look at", errno);
     }
     if (!S_ISREG(st.st_mode)) continue;
     Entry entry;
@@ -164,7 +154,7 @@ Result<std::vector<PrivateDirectory::Entry>> PrivateDirectory::list() const {
     entry.used_ns = st.st_mtim.tv_sec * int64_t{1'000'000'000} + st.st_mtim.tv_nsec;
     entries.push_back(std::move(entry));
   }
-  if (errno != 0) return directory_error(path_, "list", errno);
+  if (errno != 0) return io_error(path_, "list", errno);
   return entries;
 }
 
@@ -179,10 +169,10 @@ Status PrivateDirectory::read(const std::string& name, size_t max_bytes,
       return make_error(Code::kCorrupt, "%s/%s: is a symbolic link, expected a file", path_.c_str(),
                         name.c_str());
     }
-    return directory_error(path_ + "/" + name, "open", errno);
+    return io_error(path_ + "/" + name, "open", errno);
   }
   struct stat st;
-  if (::fstat(fd.get(), &st) != 0) return directory_error(path_ + "/" + name, "look at", errno);
+  if (::fstat(fd.get(), &st) != 0) return io_error(path_ + "/" + name, "look at", errno);
   if (!S_ISREG(st.st_mode) || static_cast<uint64_t>(st.st_size) > max_bytes) {
     return make_error(Code::kCorrupt, "%s/%s: has %lld bytes, expected a file of at most %zu",
                       path_.c_str(), name.c_str(), static_cast<long long>(st.st_size), max_bytes);
@@ -192,7 +182,7 @@ Status PrivateDirectory::read(const std::string& name, size_t max_bytes,
   while (done < out->size()) {
     const ssize_t n = ::read(fd.get(), out->data() + done, out->size() - done);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return directory_error(path_ + "/" + name, "read", errno);
+    if (n < 0) return io_error(path_ + "/" + name, "read", errno);
     if (n == 0) break;
     done += static_cast<size_t>(n);
   }
@@ -209,13 +199,13 @@ Status PrivateDirectory::write(const std::string& name,
   ::unlinkat(fd_, temporary.c_str(), 0);  // of a writer that died
   Descriptor fd(
       open_at(fd_, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (fd.get() < 0) return directory_error(path, "create a temporary file beside it", errno);
+  if (fd.get() < 0) return io_error(path, "create a temporary file beside it", errno);
   Status status;
   for (const auto& part : parts) {
     if (status.ok()) status = write_all(fd.get(), part, path);
   }
   if (status.ok() && ::renameat(fd_, temporary.c_str(), fd_, name.c_str()) != 0) {
-    status = directory_error(path, "rename the finished file to it", errno);
+    status = io_error(path, "rename the finished file to it", errno);
   }
   if (!status.ok()) ::unlinkat(fd_, temporary.c_str(), 0);
   return status;
@@ -234,7 +224,7 @@ Result<bool> PrivateDirectory::remove(const std::string& name) const {
   if (::unlinkat(fd_, name.c_str(), 0) == 0) return true;
   if (errno == EISDIR && ::unlinkat(fd_, name.c_str(), AT_REMOVEDIR) == 0) return true;
   if (errno == ENOENT) return false;
-  return directory_error(path_ + "/" + name, "remove", errno);
+  return io_error(path_ + "/" + name, "remove", errno);
 }
 
 std::string PrivateDirectory::final_name(const std::string& name) {

@@ -25,7 +25,7 @@
 #include "runtime/base/os.h"
 #include "runtime/base/os_affinity.h"
 #include "runtime/base/os_cgroup.h"
-#include "runtime/base/os_retry.h"
+#include "runtime/base/os_error.h"
 #include "runtime/base/os_write.h"
 
 namespace dsv3 {
@@ -34,14 +34,6 @@ namespace {
 std::string system_text(int error) {
   char buffer[128];
   return strerror_r(error, buffer, sizeof buffer);  // GNU's, which may ignore the buffer
-}
-
-Status io_error(const std::string& path, const char* action, int error) {
-  const Code code = error == ENOENT   ? Code::kNotFound
-                    : error == ENOMEM ? Code::kOutOfMemory
-                                      : Code::kIo;
-  return Status(code, format("%s: cannot %s: %s", path.c_str(), action, system_text(error).c_str()),
-                /*field=*/"", may_pass(error));
 }
 
 FileIdentity identity_of(const struct stat& st) {
@@ -71,6 +63,14 @@ std::string parent_of(const std::string& path) {
 bool has_nul(const std::string& path) { return path.find('\0') != std::string::npos; }
 
 }  // namespace
+
+Status io_error(const std::string& path, const char* action, int error) {
+  const Code code = error == ENOENT   ? Code::kNotFound
+                    : error == ENOMEM ? Code::kOutOfMemory
+                                      : Code::kIo;
+  return Status(code, format("%s: cannot %s: %s", path.c_str(), action, system_text(error).c_str()),
+                /*field=*/"", may_pass(error));
+}
 
 // --- File
 

@@ -184,8 +184,8 @@ Status DiskTier::get(std::span<const int32_t> prefix, std::vector<std::byte>* pa
   }
   if (!good) {
     if (damaged != nullptr) *damaged = true;
-    (void)directory_.remove(
-        name);  // the count stays too high until somebody looks through the directory
+    // The count stays too high until somebody looks through the directory.
+    (void)directory_.remove(name);
     return {};
   }
   directory_.touch(name);

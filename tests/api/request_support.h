@@ -77,4 +77,14 @@ struct Gate {
   }
 };
 
+// A completion in one call, of which only the status counts.
+inline dsv3_status complete(dsv3_context* context, const dsv3_request_options& options,
+                            Error* error) {
+  char* text = nullptr;
+  const dsv3_status status = dsv3_complete(context, "def f", DSV3_NUL_TERMINATED, nullptr, 0,
+                                           &options, &text, nullptr, error->out());
+  dsv3_string_free(text);
+  return status;
+}
+
 }  // namespace dsv3::test::requests

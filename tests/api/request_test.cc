@@ -348,13 +348,6 @@ TEST_CASE("next with a timeout") {
 
 TEST_CASE("a completion that waits for another one can be cancelled, and has its deadline") {
   const ContextHandle context = make_context(shared().model.get());
-  const auto complete = [&](const dsv3_request_options& options, Error* error) {
-    char* text = nullptr;
-    const dsv3_status status = dsv3_complete(context.get(), "def f", DSV3_NUL_TERMINATED, nullptr,
-                                             0, &options, &text, nullptr, error->out());
-    dsv3_string_free(text);
-    return status;
-  };
   Gate gate;
   dsv3_request_options options = request_options();
   options.max_tokens = 1;
@@ -364,12 +357,12 @@ TEST_CASE("a completion that waits for another one can be cancelled, and has its
   dsv3_status first = DSV3_E_INTERNAL;
   std::thread thread([&] {
     Error error;
-    first = complete(held, &error);
+    first = complete(context.get(), held, &error);
   });
   while (!gate.inside) std::this_thread::yield();
   Error error;
   options.deadline_ms = 10;
-  CHECK(complete(options, &error) == DSV3_E_DEADLINE);
+  CHECK(complete(context.get(), options, &error) == DSV3_E_DEADLINE);
   CHECK(error.field() == "deadline_ms");
   options.deadline_ms = 0;
   const CancelHandle cancel = make_cancel();
@@ -378,14 +371,14 @@ TEST_CASE("a completion that waits for another one can be cancelled, and has its
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
     dsv3_cancel_set(cancel.get());
   });
-  CHECK(complete(options, &error) == DSV3_E_CANCELLED);
+  CHECK(complete(context.get(), options, &error) == DSV3_E_CANCELLED);
   canceller.join();
   CHECK_FALSE(gate.gave_up);  // neither waited until it was its turn
   gate.open = true;
   thread.join();
   CHECK(first == DSV3_OK);
   options.cancel = nullptr;
-  CHECK(complete(options, &error) == DSV3_OK);  // nobody has the turn any more
+  CHECK(complete(context.get(), options, &error) == DSV3_OK);  // nobody has the turn any more
 }
 
 TEST_CASE("notify comes from the engine's thread, and frees inside it are put off") {

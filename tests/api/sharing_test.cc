@@ -51,13 +51,6 @@ TEST_CASE("interactive requests come before background ones") {
 TEST_CASE("a completion's deadline counts from its call, not from its turn") {
   using std::chrono::milliseconds;
   const ContextHandle context = make_context(shared().model.get());
-  const auto complete = [&](const dsv3_request_options& options, Error* error) {
-    char* text = nullptr;
-    const dsv3_status status = dsv3_complete(context.get(), "def f", DSV3_NUL_TERMINATED, nullptr,
-                                             0, &options, &text, nullptr, error->out());
-    dsv3_string_free(text);
-    return status;
-  };
   Gate gate;
   dsv3_request_options options = request_options();
   options.ignore_eos = 1;
@@ -66,7 +59,7 @@ TEST_CASE("a completion's deadline counts from its call, not from its turn") {
   options.logits_hook_user = &gate;
   std::thread before([&] {
     Error error;
-    CHECK(complete(options, &error) == DSV3_OK);
+    CHECK(complete(context.get(), options, &error) == DSV3_OK);
   });
   while (!gate.inside) std::this_thread::yield();
   std::thread opener([&] {
@@ -83,7 +76,7 @@ TEST_CASE("a completion's deadline counts from its call, not from its turn") {
     std::this_thread::sleep_until(*static_cast<Clock::time_point*>(user));
   };
   Error error;
-  CHECK(complete(late, &error) == DSV3_E_DEADLINE);
+  CHECK(complete(context.get(), late, &error) == DSV3_E_DEADLINE);
   CHECK(error.field() == "deadline_ms");
   opener.join();
   before.join();

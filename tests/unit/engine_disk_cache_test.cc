@@ -11,21 +11,10 @@
 #include "runtime/engine/evaluation.h"
 #include "tests/golden/runner.h"
 #include "tests/support/support.h"
+#include "tests/support/waiting_task.h"
 
 namespace dsv3 {
 namespace {
-
-// Asks for what is on the disk, and nothing more.
-class Reader final : public Task {
- public:
-  explicit Reader(std::shared_ptr<Session> session)
-      : Task(std::move(session), Priority::kInteractive, nullptr,
-             std::numeric_limits<int64_t>::max()) {}
-  int64_t reusable() const override { return 0; }
-  int64_t first_logits() const override { return 0; }
-  Status commit(const StepRun&, Finish*) override { return {}; }
-  void finished(Finish*) noexcept override {}
-};
 
 constexpr size_t kPage = kernels::kLatentPageTokens;
 
@@ -56,7 +45,7 @@ TEST_CASE("of too many prefixes that wait, the oldest are forgotten, also beside
     const auto session = session_with(engine.get(), {});
     REQUIRE(evaluate(session, prefix_of(i), {}).ok());
   }
-  const auto reader = std::make_shared<Reader>(session_with(engine.get(), prefix_of(0)));
+  const auto reader = std::make_shared<test::WaitingTask>(session_with(engine.get(), prefix_of(0)));
 
   const test::TemporaryFolder folder;
   const std::string path = folder.file("cache");

@@ -16,6 +16,7 @@
 #include "runtime/engine/session_io.h"
 #include "runtime/model/synthetic.h"
 #include "tests/golden/runner.h"
+#include "tests/support/waiting_task.h"
 
 namespace dsv3 {
 namespace {
@@ -105,18 +106,6 @@ class Drafter final : public Task {
   Status status_;
 };
 
-// What the scheduler asks of a task, and nothing more.
-class Waiter final : public Task {
- public:
-  explicit Waiter(std::shared_ptr<Session> session)
-      : Task(std::move(session), Priority::kInteractive, nullptr,
-             std::numeric_limits<int64_t>::max()) {}
-  int64_t reusable() const override { return 0; }
-  int64_t first_logits() const override { return 0; }
-  Status commit(const StepRun&, Finish*) override { return {}; }
-  void finished(Finish*) noexcept override {}
-};
-
 struct Fixture {
   Fixture() : engine(make({})) {}
   static std::shared_ptr<Engine> make(EngineOptions options) {
@@ -164,7 +153,7 @@ TEST_CASE_FIXTURE(Fixture, "within a class everyone gets on alike") {
   const auto served = [&](size_t count, int64_t left, int steps) {
     std::vector<std::shared_ptr<Task>> tasks;
     for (size_t i = 0; i < count; ++i) {
-      tasks.push_back(std::make_shared<Waiter>(session(prompt_of(1000, 1))));
+      tasks.push_back(std::make_shared<test::WaitingTask>(session(prompt_of(1000, 1))));
       // The engine has not heard of them: nobody else looks.
       tasks.back()->session().state().computed = 1000 - left;
     }

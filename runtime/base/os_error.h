@@ -1,8 +1,12 @@
-// Failures of system calls that pass. A call that a signal of the host's interrupts is made again:
+// Failures of system calls. A call that a signal of the host's interrupts is made again:
 // files of networks and of user space let even open() and fsync() wait. Used by base/ alone.
 #pragma once
 
 #include <errno.h>
+
+#include <string>
+
+#include "runtime/base/status.h"
 
 namespace dsv3 {
 
@@ -28,5 +32,8 @@ inline bool may_pass(int error) {
       return false;
   }
 }
+
+// "PATH: cannot ACTION: " and what errno's value `error` means.
+Status io_error(const std::string& path, const char* action, int error);
 
 }  // namespace dsv3
